@@ -1,0 +1,167 @@
+"""Pictures of a scene from exact poses, by Panda3D's software rasteriser: no GPU, no screen, no window.
+
+All renderers of a process share one graphics engine and one off-screen buffer per resolution; a renderer itself is only
+geometry, so dozens of scenes can be kept. Panda3D is imported when the first renderer is made.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+
+from distill.scenes.light import bake
+from distill.scenes.scene import Scene
+from distill.scenes.sky import sky_layers
+
+CELL = 18.0  # metres: geometry is culled in square cells of this size
+FAR = 900.0
+
+
+class Renderer:
+    """Draws `scene` at `size` (H, W) with horizontal field of view `fov` in degrees, averaged over supersample**2 samples."""
+
+    def __init__(self, scene: Scene, size: tuple[int, int] = (128, 128), supersample: int = 2, fov: float = 70.0) -> None:
+        from panda3d.core import NodePath
+
+        self.scene = scene
+        self._root, self._sky = NodePath("scene"), NodePath("sky")
+        self._sky.reparentTo(self._root)
+        for triangles, colours in _cells(*bake(scene)):
+            self._root.attachNewNode(_geometry(triangles, colours)).setBin("unsorted", 0)
+        for order, triangles, colours in sky_layers(scene):
+            node = self._sky.attachNewNode(_geometry(triangles, colours))
+            node.setBin("background", order)
+            node.setDepthWrite(False)
+            node.setDepthTest(False)
+        self._look(size, supersample, fov)
+
+    def _look(self, size: tuple[int, int], supersample: int, fov: float) -> None:
+        from panda3d.core import Camera, PerspectiveLens
+
+        if min(size) < 1 or supersample < 1:
+            raise ValueError(f"size is (height, width) and supersample at least 1, got {size} and {supersample}.")
+        self.size, self.supersample, self.fov = tuple(size), int(supersample), float(fov)
+        lens = PerspectiveLens()
+        tangent = np.tan(np.deg2rad(fov) / 2)
+        lens.setFov(fov, float(np.rad2deg(2 * np.arctan(tangent * size[0] / size[1]))))
+        lens.setNearFar(0.12 if self.scene.indoor else 0.2, FAR)
+        self._camera = self._root.attachNewNode(Camera("camera", lens))
+
+    def at(self, size: tuple[int, int], supersample: int | None = None, fov: float | None = None) -> Renderer:
+        """A renderer of the same scene at another size, sharing its geometry."""
+        other = object.__new__(Renderer)
+        other.scene, other._root, other._sky = self.scene, self._root, self._sky
+        other._look(size, self.supersample if supersample is None else supersample, self.fov if fov is None else fov)
+        return other
+
+    def frame(self, c2w: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] seen from the camera-to-world matrix [4, 4] (OpenCV axes, in scene axes and metres)."""
+        from panda3d.core import LMatrix4f
+
+        c2w = np.asarray(c2w, dtype=np.float64)
+        right, down, forward, position = (c2w[:3, i] for i in range(4))
+        rows = [(*right, 0), (*forward, 0), (*-down, 0), (*position, 1)]
+        self._camera.setMat(LMatrix4f(*(float(x) for row in rows for x in row)))
+        self._sky.setPos(*(float(x) for x in position))
+        n = self.supersample
+        height, width = self.size
+        return _average(_target((height * n, width * n)).draw(self._camera), n)
+
+    def close(self) -> None:
+        """Free the geometry; the renderer and those made with `at` cannot draw afterwards."""
+        self._root.removeNode()
+
+
+# -- Panda3D -----------------------------------------------------------------------------------------------------------
+@cache
+def _engine() -> SimpleNamespace:
+    from panda3d.core import GraphicsEngine, GraphicsPipeSelection, loadPrcFileData
+
+    loadPrcFileData("", "notify-level error\nload-display p3tinydisplay\naux-display\naudio-library-name null\ngarbage-collect-states 1")
+    selection = GraphicsPipeSelection.getGlobalPtr()
+    pipe = selection.makePipe("TinyOffscreenGraphicsPipe", "p3tinydisplay")
+    if pipe is None:
+        raise RuntimeError("Panda3D came without its software renderer (p3tinydisplay); reinstall panda3d from its PyPI wheel.")
+    return SimpleNamespace(engine=GraphicsEngine(pipe), pipe=pipe)
+
+
+class _Target:
+    """An off-screen colour buffer of `size` (H, W) that can be read back."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        from panda3d.core import FrameBufferProperties, GraphicsOutput, GraphicsPipe, Texture, WindowProperties
+
+        shared = _engine()
+        self.engine, self.size = shared.engine, size
+        wanted = FrameBufferProperties()
+        wanted.setRgbColor(True)
+        wanted.setDepthBits(16)
+        window = WindowProperties.size(size[1], size[0])
+        self.buffer = self.engine.makeOutput(shared.pipe, f"off-screen {size}", 0, wanted, window, GraphicsPipe.BFRefuseWindow)
+        if self.buffer is None:
+            raise RuntimeError(f"Panda3D could not make an off-screen buffer of {size[1]}x{size[0]} pixels.")
+        self.texture = Texture()
+        self.buffer.addRenderTexture(self.texture, GraphicsOutput.RTMCopyRam)
+        self.buffer.setActive(False)
+        self.region = self.buffer.makeDisplayRegion()
+
+    def draw(self, camera) -> np.ndarray:
+        """uint32 [H, W] of 0xAARRGGBB pixels, top row first: a view that lives until the next call."""
+        self.region.setCamera(camera)
+        self.buffer.setActive(True)
+        self.engine.renderFrame()
+        self.buffer.setActive(False)
+        return np.frombuffer(self.texture.getRamImage(), dtype="<u4").reshape(self.size)[::-1]
+
+
+def _average(pixels: np.ndarray, n: int) -> np.ndarray:
+    """uint8 [H/n, W/n, 3] RGB means of n x n pixels; red and blue are summed in one 32-bit word."""
+    red_blue, green = pixels & 0xFF00FF, (pixels >> 8) & 0xFF
+    for axis in (0, 1):
+        parts = [slice(i, None, n) for i in range(n)]
+        red_blue, green = (sum(x[p] if axis == 0 else x[:, p] for p in parts[1:]) + (x[:: n] if axis == 0 else x[:, ::n]) for x in (red_blue, green))
+    half, area = n * n // 2, n * n
+    out = np.empty((*green.shape, 3), dtype=np.uint8)
+    for channel, total in enumerate((red_blue >> 16, green, red_blue & 0xFFFF)):
+        out[..., channel] = (total + half) // area if area & (area - 1) else (total + half) >> (area.bit_length() - 1)
+    return out
+
+
+@cache
+def _target(size: tuple[int, int]) -> _Target:
+    return _Target(size)
+
+
+def _cells(triangles: np.ndarray, colours: np.ndarray):
+    """The triangles in square cells of the ground plane, in a fixed order."""
+    if not len(triangles):
+        return
+    cell = np.floor(triangles[:, :, :2].mean(1) / CELL).astype(np.int64)
+    _, inverse = np.unique(cell, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    order = np.argsort(inverse, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1):
+        yield triangles[rows], colours[rows]
+
+
+def _geometry(triangles: np.ndarray, colours: np.ndarray):
+    """A Panda3D node of triangles [N, 3, 3] with vertex colours [N, 3, 3] in 0..1."""
+    from panda3d.core import Geom, GeomNode, GeomTriangles, GeomVertexData, GeomVertexFormat
+
+    n = 3 * len(triangles)
+    vertices = np.zeros(n, dtype=[("position", "<f4", 3), ("colour", "u1", 4)])
+    vertices["position"] = triangles.reshape(n, 3)
+    vertices["colour"][:, :3] = np.clip(np.round(colours.reshape(n, 3) * 255), 0, 251)
+    vertices["colour"][:, 3] = 255
+    data = GeomVertexData("", GeomVertexFormat.getV3c4(), Geom.UHStatic)
+    data.uncleanSetNumRows(n)
+    data.modifyArrayHandle(0).copyDataFrom(vertices.tobytes())
+    primitive = GeomTriangles(Geom.UHStatic)
+    primitive.addConsecutiveVertices(0, n)
+    geom = Geom(data)
+    geom.addPrimitive(primitive)
+    node = GeomNode("")
+    node.addGeom(geom)
+    return node

@@ -1,0 +1,146 @@
+"""Scenes: pictures depend on the pose alone, walks say what happened, clips survive the disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import distill.scenes as scenes
+from distill.scenes.mesh import Mesh
+from distill.scenes.renderer import Renderer
+from distill.scenes.scene import Box, Cylinder, Scene, Sky
+from distill.scenes.walk import Space, level_pose, start_view, walk
+from worldmodel.actions import parse_script, to_array
+from worldmodel.camera import integrate
+
+SIZE = (48, 64)
+
+
+def toy_scene(seed: int) -> Scene:
+    """Hills with a few houses and trees."""
+    rng = np.random.default_rng(seed)
+
+    def ground(x, y):
+        return 0.4 * np.sin(np.asarray(x) / 9) * np.cos(np.asarray(y) / 11)
+
+    xs = np.linspace(-60, 60, 25)
+    mesh = Mesh().terrain(xs, xs, ground(*np.meshgrid(xs, xs)), rng.uniform(0.3, 0.8, (24, 24, 3)))
+    colliders: list[Box | Cylinder] = []
+    for i, (x, y) in enumerate(rng.uniform(-22, 22, (16, 2))):
+        z = float(ground(x, y))
+        if i % 2:
+            mesh.box((x, y, z + 1.5), (4, 3, 4), tuple(rng.uniform(0.3, 0.9, 3)), yaw=i)
+            colliders.append(Box(x, y, 2, 1.5, i, z - 1, z + 3.5))
+        else:
+            mesh.cylinder((x, y, z), 0.4, 5, (0.4, 0.3, 0.2))
+            colliders.append(Cylinder(x, y, 0.4, z - 1, z + 5))
+    return Scene("toy", f"Toy hills, number {seed}.", mesh, Sky((0.2, 0.4, 0.9), (0.8, 0.9, 1.0), clouds=6, sun_glow=0.5), colliders, ground, bounds=(-25, 25, -25, 25))
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    """Every seed is a toy scene here, so these tests do not depend on the families."""
+    monkeypatch.setattr(scenes, "build_scene", toy_scene)
+    scenes._world.cache_clear()
+    scenes._start.cache_clear()
+    yield
+    scenes._world.cache_clear()
+    scenes._start.cache_clear()
+
+
+def test_same_pose_same_pixels_also_after_other_scenes():
+    poses = [level_pose(np.array([0.0, 0.0, 2.5]), h, 0.1) for h in np.linspace(0, 6, 12)]
+    first = Renderer(toy_scene(1), SIZE)
+    before = [first.frame(p) for p in poses]
+    others = [Renderer(toy_scene(s), SIZE) for s in range(2, 6)]
+    for other in others:
+        other.frame(poses[0])
+        other.at((32, 32), supersample=1).frame(poses[1])
+    others[0].close()
+    assert all(np.array_equal(a, first.frame(p)) for a, p in zip(before, poses))
+    again = Renderer(toy_scene(1), SIZE)
+    assert all(np.array_equal(a, again.frame(p)) for a, p in zip(before, poses))
+    assert before[0].shape == (*SIZE, 3) and before[0].dtype == np.uint8
+    assert not np.array_equal(before[0], before[1])
+
+
+def test_projection_agrees_with_the_pinhole_model():
+    """A small red cube is seen where the camera matrix says."""
+    mesh = Mesh().box((8.0, 1.0, 2.0), (0.3, 0.3, 0.3), (1.0, 0.0, 0.0), glow=1.0)
+    scene = Scene("toy", "A cube.", mesh, Sky((0.0, 0.0, 1.0), (0.0, 0.0, 1.0)))
+    pose = level_pose(np.array([1.0, 0.5, 1.5]), 0.1, 0.05)
+    clip_fov, (height, width) = 70.0, (96, 128)
+    image = Renderer(scene, (height, width), fov=clip_fov).frame(pose).astype(float)
+    ys, xs = np.nonzero(image[..., 0] > 128)
+    from worldmodel.camera import intrinsics_from_fov
+
+    fx, fy, cx, cy = intrinsics_from_fov(clip_fov, (height, width))
+    p = np.linalg.inv(pose) @ (8.0, 1.0, 2.0, 1.0)
+    assert abs(xs.mean() + 0.5 - width * (fx * p[0] / p[2] + cx)) < 0.7
+    assert abs(ys.mean() + 0.5 - height * (fy * p[1] / p[2] + cy)) < 0.7
+
+
+def test_supersampling_is_the_mean():
+    scene, pose = toy_scene(3), level_pose(np.array([0.0, 0.0, 2.5]), 1.0)
+    renderer = Renderer(scene, (32, 40), supersample=2)
+    fine = renderer.at((64, 80), supersample=1).frame(pose).astype(np.uint16)
+    mean = (fine[::2, ::2] + fine[1::2, ::2] + fine[::2, 1::2] + fine[1::2, 1::2] + 2) // 4
+    assert np.array_equal(renderer.frame(pose), mean)
+
+
+def test_render_poses_are_the_integral_of_its_actions():
+    script = "w+left*20 w*40 d+r+up*10 .*2 s+f+o*20"
+    clip = scenes.render(5, script, start=3, size=SIZE)
+    expected = integrate(clip.actions, scenes.start_pose(5, 3), clip.step)
+    assert np.allclose(clip.camera_to_world, expected, atol=1e-4)
+    assert clip.frames.shape == (93, *SIZE, 3) and clip.actions.shape == (93, 13)
+    assert clip.actions[0, -1] == 1 and np.array_equal(clip.actions[:, -1] == 1, ~clip.actions[:, :-1].any(1))
+
+
+def test_turning_away_and_back_gives_the_first_frame():
+    clip = scenes.render(6, "left*24 right*24", size=SIZE)
+    assert np.abs(clip.frames[0].astype(int) - clip.frames[-1]).max() <= 1
+    assert np.array_equal(clip.frames[10], clip.frames[38])
+
+
+def test_motion_scales_with_fps():
+    slow = scenes.render(1, "right*16", size=(16, 16))
+    fast = scenes.render(1, "right*32", size=(16, 16), fps=32)
+    assert np.allclose(slow.camera_to_world[-1], fast.camera_to_world[-1], atol=1e-5)
+
+
+def test_camera_never_comes_too_close():
+    rng = np.random.default_rng(0)
+    scene = toy_scene(9)
+    space = Space(scene)
+    for k in range(4):
+        actions = np.zeros((300, 13), dtype=np.float32)
+        actions[np.arange(300), np.repeat(rng.integers(0, 13, 30), 10)] = 1.5
+        actions[:, 0] = np.maximum(actions[:, 0], 0.8)
+        poses, done = walk(space, start_view(space, 9, k), actions)
+        assert space.clearance(poses[:, :3, 3]).min() >= space.margin
+        assert space.free(poses[:, :3, 3]).all()
+        assert (done[1:, :6] != actions[:, :6]).any()  # something was in the way
+
+
+def test_blocked_translation_keeps_the_rotation():
+    scene = toy_scene(0)
+    scene.colliders = [Box(5.0, 0.0, 1.0, 10.0)]
+    poses, done = walk(scene, level_pose(np.array([3.5, 0.0, 1.6]), 0.0), to_array(parse_script("w+a+up*3")))
+    assert np.all(done[1:, 0] == 0) and np.all(done[1:, 2] == 1) and np.all(done[1:, 6] == 1)
+    assert np.allclose(poses[-1, :3, 3], [3.5, 3 * scene.step, 1.6], atol=1e-6)
+
+
+def test_start_views_are_deterministic_and_differ():
+    a, b = scenes.start_pose(2, 0), scenes.start_pose(2, 1)
+    scenes._start.cache_clear()
+    assert np.array_equal(a, scenes.start_pose(2, 0)) and not np.allclose(a, b)
+    assert np.allclose(a[:3, :3].T @ a[:3, :3], np.eye(3)) and np.isclose(np.linalg.det(a[:3, :3]), 1)
+
+
+def test_reserved_scenes_and_starts_are_refused():
+    scenes.check_trainable(0, 0)
+    with pytest.raises(ValueError, match="seed"):
+        scenes.check_trainable(scenes.RESERVED_SEED, 0)
+    with pytest.raises(ValueError, match="[Ss]tart"):
+        scenes.check_trainable(0, scenes.RESERVED_START)
