@@ -1,0 +1,157 @@
+"""The transformer against diffusers' Wan, and the cached roll-out against one masked pass."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from worldmodel.memory import MemoryConfig, training_layout
+from worldmodel.transformer import CausalWorldTransformer
+
+WAN = dict(num_attention_heads=4, attention_head_dim=24, in_channels=6, out_channels=6, text_dim=20, freq_dim=32, ffn_dim=64, num_layers=3)
+GRID = (4, 4)  # tokens of an 8x8 latent with 2x2 patches
+
+
+def randomise(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def wan():
+    torch.manual_seed(0)
+    return randomise(WanTransformer3DModel(**WAN))
+
+
+@pytest.fixture(scope="module")
+def ours(wan):
+    model = CausalWorldTransformer(**WAN, camera_dim=16)
+    missing, unexpected = model.load_state_dict(wan.state_dict(), strict=False)
+    assert not unexpected
+    assert all(k.startswith(("action_encoder", "pose_encoder")) or "action_proj" in k or "pose_proj" in k for k in missing)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def playing(ours):
+    """The same weights with RELIC's parts switched on."""
+    model = CausalWorldTransformer(**WAN, camera_dim=16)
+    model.load_state_dict(ours.state_dict())
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for block in model.blocks:
+            for layer in (block.action_proj, block.pose_proj):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+def inputs(latents=5, batch=2, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    frames = 1 + 4 * (latents - 1)
+    return dict(
+        x=torch.randn(batch, 6, latents, 8, 8, generator=g),
+        text=torch.randn(batch, 7, 20, generator=g),
+        actions=torch.rand(batch, frames, 13, generator=g),
+        poses=torch.randn(batch, frames, 9, generator=g),
+        t=torch.rand(batch, latents, generator=g) * 1000,
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_equals_wan(wan, ours, per_frame):
+    i = inputs()
+    t = i["t"] if per_frame else i["t"][:, 0]
+    wan_t = t.repeat_interleave(16, dim=1) if per_frame else t
+    want = wan(i["x"], wan_t, i["text"], return_dict=False)[0]
+    got = ours(i["x"], t, i["text"], i["actions"], i["poses"])  # new parts start at zero
+    assert (got - want).abs().max() <= (5e-6 if per_frame else 0.0)
+
+
+@torch.no_grad()
+def roll_out(model, i, config, chunk):
+    """Every chunk through the cache, reading and writing the same (noisy) latents at their own timesteps."""
+    memory = model.new_memory(config, (8, 8), batch=i["x"].shape[0], chunk=chunk)
+    text = model.encode_text(i["text"])
+    outputs, start = [], 0
+    while start < i["x"].shape[2]:
+        end = 1 if start == 0 else start + chunk
+        frames = slice(0, 1) if start == 0 else slice(1 + 4 * (start - 1), 1 + 4 * (end - 1))
+        args = (i["x"][:, :, start:end], i["t"][:, start:end], text, i["actions"][:, frames], i["poses"][:, frames])
+        outputs.append(model(*args, memory=memory))
+        model(*args, memory=memory, write=True)
+        start = end
+    return torch.cat(outputs, dim=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("config", "chunk"),
+    [(MemoryConfig(window=2), 1), (MemoryConfig(window=2), 2), (MemoryConfig(window=3, schedule=(1,)), 1), (MemoryConfig(window=2, schedule=()), 1)],
+)
+def test_cached_rollout_equals_one_masked_pass(playing, config, chunk):
+    i = inputs(latents=9)
+    layout = training_layout(config, 9, GRID, chunk)
+    want = playing(i["x"], i["t"], i["text"], i["actions"], i["poses"], layout=layout)
+    got = roll_out(playing, i, config, chunk)
+    assert (got - want).abs().max() < 2e-5
+
+
+@torch.no_grad()
+def test_uncompressed_schedule_equals_a_window_that_holds_everything(playing):
+    i = inputs(latents=7)
+    whole = roll_out(playing, i, MemoryConfig(window=7), 1)
+    unit = roll_out(playing, i, MemoryConfig(window=2, schedule=(1,)), 1)
+    pooled = roll_out(playing, i, MemoryConfig(window=2), 1)
+    assert (whole - unit).abs().max() < 2e-5
+    assert (whole - pooled).abs().max() > 1e-3  # compression is not a no-op
+
+
+@torch.no_grad()
+def test_later_actions_leave_earlier_latents_unchanged(playing):
+    i = inputs(latents=7)
+    first = roll_out(playing, i, MemoryConfig(window=2), 1)
+    changed = dict(i, actions=i["actions"].clone(), poses=i["poses"].clone(), x=i["x"].clone())
+    changed["actions"][:, 17:] = 3.0
+    changed["poses"][:, 17:] += 1.0
+    changed["x"][:, :, 5:] += 1.0
+    second = roll_out(playing, changed, MemoryConfig(window=2), 1)
+    assert torch.equal(first[:, :, :5], second[:, :, :5])
+    assert (first[:, :, 5:] - second[:, :, 5:]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_actions_and_poses_matter_only_where_they_may(playing):
+    i = inputs(latents=3)
+    base = playing(i["x"], i["t"], i["text"], i["actions"], i["poses"])
+    assert (base - playing(i["x"], i["t"], i["text"], i["actions"] * 0, i["poses"])).abs().max() > 1e-3
+    assert (base - playing(i["x"], i["t"], i["text"], i["actions"], i["poses"] * 0)).abs().max() > 1e-3
+    block = playing.blocks[0]
+    x = torch.randn(1, 4, 96)
+    assert torch.equal(block.attn1.key_value(x, 0.5)[1], block.attn1.key_value(x, 0.0)[1])  # values never see the pose
+
+
+@torch.no_grad()
+def test_checkpointing_keeps_gradients(playing):
+    i = inputs(latents=4)
+    layout = training_layout(MemoryConfig(window=2), 4, GRID, 1)
+    grads = []
+    for on in (False, True):
+        playing.enable_gradient_checkpointing() if on else playing.disable_gradient_checkpointing()
+        playing.zero_grad()
+        with torch.enable_grad():
+            playing(i["x"], i["t"], i["text"], i["actions"], i["poses"], layout=layout).square().mean().backward()
+        grads.append(playing.blocks[1].attn1.to_k.weight.grad.clone())
+    playing.disable_gradient_checkpointing()
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize(("heads", "layers", "ffn"), [(12, 30, 8960), (40, 40, 13824)])
+def test_full_size_configs_are_supersets_of_wan(heads, layers, ffn):
+    shape = dict(num_attention_heads=heads, num_layers=layers, ffn_dim=ffn)
+    with torch.device("meta"):
+        wan = {k: v.shape for k, v in WanTransformer3DModel(**shape).state_dict().items()}
+        ours = {k: v.shape for k, v in CausalWorldTransformer(**shape).state_dict().items()}
+    assert wan.items() <= ours.items()

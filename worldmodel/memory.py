@@ -1,0 +1,272 @@
+"""The KV memory: what the model still knows of where it has been.
+
+RELIC (arXiv 2512.04040, section 3.4) keeps keys and values in two branches. The latest `window` latent frames stay as they
+are. Every older latent frame i is pooled over s x s cells of its grid with ``s = S[i mod 18]``; nothing is pooled over time.
+The paper leaves the operator, the place and the positions open; here:
+
+- keys (after QK-norm, **before** RoPE) and values are averaged over each cell when their latent frame leaves the window;
+- a pooled token sits at the centre of its cell on the full grid, at its true time index;
+- partial cells at the border average what they have (30x52 / 4 gives 8x13).
+
+RELIC gives no rule beyond 20 s. Here the memory spans at most `horizon` latent frames: when it is full, the oldest pooled
+latent frame after the start picture is dropped and time is re-indexed, so an hour costs what 20 s cost.
+
+At inference attention needs no mask: the queries are the chunk, the keys are everything in the memory and the chunk. In
+training a whole sequence goes through at once, and `training_layout` gives the mask with the same visibility.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RELIC_SCHEDULE = (1, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4)
+"""Per-axis pooling factor of latent frame i, repeated every 18 latent frames."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """`window` latent frames at full resolution, older ones pooled by `schedule`; at most `horizon` latent frames in all.
+
+    ``schedule=()`` forgets what leaves the window (the window-only rival); ``schedule=(1,)`` compresses nothing.
+    """
+
+    window: int = 8
+    schedule: tuple[int, ...] = RELIC_SCHEDULE
+    horizon: int = 80
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", tuple(self.schedule))
+        if self.window < 1 or self.horizon <= self.window:
+            raise ValueError(f"A memory has window >= 1 and horizon > window, got window={self.window}, horizon={self.horizon}.")
+        if any(s < 1 for s in self.schedule):
+            raise ValueError(f"Pooling factors are 1 or more, got {self.schedule}.")
+
+    def factor(self, index: int) -> int:
+        """Pooling factor of latent frame `index` once it has left the window; 0 means forgotten."""
+        return self.schedule[index % len(self.schedule)] if self.schedule else 0
+
+    def tokens(self, index: int, grid: tuple[int, int]) -> int:
+        s = self.factor(index)
+        return -(-grid[0] // s) * -(-grid[1] // s) if s else 0
+
+    def window_only(self) -> MemoryConfig:
+        return replace(self, schedule=())
+
+
+def pool_cells(x: Tensor, factor: int) -> Tensor:
+    """Mean over factor x factor cells of the grid: [B, T, h, w, *D] -> [B, T, ceil(h/factor) * ceil(w/factor), *D]"""
+    b, t, h, w = x.shape[:4]
+    if factor == 1:
+        return x.flatten(2, 3)
+    if h % factor == 0 and w % factor == 0:
+        return x.unflatten(3, (-1, factor)).unflatten(2, (-1, factor)).mean((3, 5)).flatten(2, 3)
+    flat = x.flatten(4).permute(0, 1, 4, 2, 3).flatten(0, 1)  # B*T D h w
+    pooled = F.avg_pool2d(flat, factor, ceil_mode=True, count_include_pad=False)
+    return pooled.flatten(2).transpose(1, 2).unflatten(0, (b, t)).unflatten(3, x.shape[4:])
+
+
+@lru_cache(maxsize=64)
+def cell_centres(grid: tuple[int, int], factor: int) -> Tensor:
+    """Centres (y, x) of the pooled cells in full-grid coordinates: float64 [cells, 2], in the order of `pool_cells`"""
+    axes = []
+    for n in grid:
+        starts = torch.arange(0, n, factor, dtype=torch.float64)
+        ends = (starts + factor).clamp(max=n)
+        axes.append((starts + ends - 1) / 2)
+    return torch.cartesian_prod(*axes)
+
+
+def token_positions(times: Tensor, grid: tuple[int, int], factor: int = 1) -> Tensor:
+    """Positions (t, y, x) float64 [len(times) * cells, 3] of the tokens of latent frames at `times`"""
+    centres = cell_centres(grid, factor)
+    t = times.double().repeat_interleave(len(centres)).unsqueeze(1)
+    return torch.cat([t, centres.repeat(len(times), 1)], dim=1)
+
+
+@dataclass(frozen=True)
+class TrainingLayout:
+    """Who sees what when a whole sequence goes through at once.
+
+    Keys are all T*N full-resolution tokens, followed by the pooled tokens of `pooled`: pairs (factor, latent frames).
+    `mask` [T*N, T*N + P] is True where a query may look; `pooled_positions` [P, 3].
+    """
+
+    mask: Tensor
+    pooled: tuple[tuple[int, Tensor], ...]
+    pooled_positions: Tensor
+
+    def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pooled tokens [B, P, ...] of x [B, T*N, ...]"""
+        frames = x.unflatten(1, (-1, *grid))
+        return torch.cat([pool_cells(frames[:, index], factor).flatten(1, 2) for factor, index in self.pooled], dim=1) if self.pooled else x[:, :0]
+
+
+@lru_cache(maxsize=64)
+def training_layout(config: MemoryConfig, latents: int, grid: tuple[int, int], chunk: int, device: str = "cpu") -> TrainingLayout:
+    """Visibility of a roll-out of `latents` latent frames in chunks of `chunk`, the first frame being a chunk of its own.
+
+    Latent frame i of the chunk that starts at c sees the chunk, the `window` latent frames before c in full, and the
+    older ones pooled: what the cached roll-out sees, and RELIC's hybrid forcing.
+    """
+    n = grid[0] * grid[1]
+    times = torch.arange(latents)
+    start = torch.where(times == 0, 0, 1 + (times - 1) // chunk * chunk)  # first latent frame of each one's chunk
+    end = torch.where(times == 0, 1, start + chunk)
+    full = (times >= start[:, None] - config.window) & (times < end[:, None])
+    mask = [full.repeat_interleave(n, 0).repeat_interleave(n, 1)]
+    pooled, positions = [], []
+    outside = [i for i in range(latents) if i < int(start[-1]) - config.window]
+    for factor in sorted({config.factor(i) for i in outside} - {0}):
+        index = torch.tensor([i for i in outside if config.factor(i) == factor])
+        cells = len(cell_centres(grid, factor))
+        seen = index < start[:, None] - config.window
+        mask.append(seen.repeat_interleave(n, 0).repeat_interleave(cells, 1))
+        pooled.append((factor, index.to(device)))
+        positions.append(token_positions(index, grid, factor))
+    positions = torch.cat(positions) if positions else torch.zeros(0, 3, dtype=torch.float64)
+    return TrainingLayout(torch.cat(mask, 1).to(device), tuple(pooled), positions)
+
+
+@dataclass
+class _Entry:
+    """One latent frame in the memory: where its tokens lie and when it was."""
+
+    index: int
+    factor: int
+    tokens: int
+
+
+class CompressedMemory:
+    """Preallocated keys and values of every layer, in the order of time: pooled past first, window last.
+
+    Buffers are [layers, B, capacity, heads, head_dim]. `write` takes the keys of the next latent frames from their clean
+    pass; `context` gives each layer rotated keys and values with room for the chunk that is being denoised.
+    """
+
+    def __init__(
+        self, config: MemoryConfig, layers: int, heads: int, head_dim: int, grid: tuple[int, int],
+        batch: int = 1, chunk: int = 1, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.config, self.grid, self.chunk = config, grid, chunk
+        self.tokens_per_latent = grid[0] * grid[1]
+        self.capacity = self._capacity() + chunk * self.tokens_per_latent
+        shape = (layers, batch, self.capacity, heads, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # after QK-norm, before RoPE
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self._rotated = torch.zeros(shape, device=device, dtype=dtype)
+        self._entries: list[_Entry] = []
+        self._rotated_for: tuple | None = None
+        self.count = 0
+        """Latent frames written so far."""
+
+    def _capacity(self) -> int:
+        cfg, past = self.config, self.config.horizon
+        costs = [cfg.tokens(i, self.grid) for i in range(max(len(cfg.schedule), 1))]
+        most = max(sum(costs[(start + k) % len(costs)] for k in range(past)) for start in range(len(costs)))
+        return most + (cfg.window + self.chunk + 1) * self.tokens_per_latent
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(e.tokens for e in self._entries)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(x.numel() * x.element_size() for x in (self.keys, self.values, self._rotated))
+
+    @property
+    def time_offset(self) -> int:
+        """What is subtracted from true time indices so that they stay within the horizon."""
+        return max(0, self.count + self.chunk - self.config.horizon)
+
+    def chunk_times(self, latents: int) -> Tensor:
+        """Re-indexed times [latents] of the chunk that comes next."""
+        return torch.arange(self.count, self.count + latents) - self.time_offset
+
+    @torch.no_grad()
+    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
+        n = self.tokens_per_latent
+        latents = keys[0].shape[1] // n
+        at = self.num_tokens
+        for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+            self.keys[layer, :, at : at + latents * n] = k
+            self.values[layer, :, at : at + latents * n] = v
+        self._entries += [_Entry(self.count + i, 1, n) for i in range(latents)]
+        self.count += latents
+        self._compress()
+        self._rotated_for = None
+
+    def _compress(self) -> None:
+        """Pool what has left the window; beyond the horizon forget the oldest but the start picture."""
+        window_start = self.count - self.config.window
+        kept: list[_Entry] = []
+        read = write = 0
+        oldest = self.count - self.config.horizon + self.chunk
+        for entry in self._entries:
+            left = entry.index < window_start
+            source = slice(read, read + entry.tokens)
+            read += entry.tokens
+            factor = self.config.factor(entry.index) if left else 1
+            forgotten = left and (factor == 0 or 0 < entry.index <= oldest)
+            if forgotten:
+                continue
+            fresh = left and entry.factor == 1 and entry.tokens == self.tokens_per_latent and factor > 1
+            tokens = self.config.tokens(entry.index, self.grid) if fresh else entry.tokens
+            target = slice(write, write + tokens)
+            if fresh:
+                for buffer in (self.keys, self.values):
+                    cells = buffer[:, :, source].flatten(0, 1).unflatten(1, (1, *self.grid))
+                    buffer[:, :, target] = pool_cells(cells, factor).flatten(1, 2).unflatten(0, buffer.shape[:2])
+            elif target != source:
+                for buffer in (self.keys, self.values):
+                    buffer[:, :, target] = buffer[:, :, source].clone()
+            kept.append(_Entry(entry.index, factor if fresh else entry.factor, tokens))
+            write += tokens
+        self._entries = kept
+
+    def positions(self) -> Tensor:
+        """Positions (t, y, x) float64 [num_tokens, 3] of everything in the memory, time re-indexed."""
+        offset = self.time_offset
+        parts = [token_positions(torch.tensor([max(e.index - offset, 0)]), self.grid, e.factor) for e in self._entries]
+        return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.float64)
+
+    @torch.no_grad()
+    def context(self, rotate: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, int]:
+        """Rotated keys and values [layers, B, capacity, heads, head_dim] and how many tokens of them are filled.
+
+        `rotate(keys [.., N, heads, head_dim], positions [N, 3])` applies RoPE. The work is done once per chunk.
+        """
+        state = (self.count, self.time_offset)
+        n = self.num_tokens
+        if self._rotated_for != state and n:
+            flat = self.keys[:, :, :n].flatten(0, 1)
+            self._rotated[:, :, :n] = rotate(flat, self.positions()).unflatten(0, self.keys.shape[:2])
+        self._rotated_for = state
+        return self._rotated, self.values, n
+
+    # -- state -------------------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that changes, as tensors that share nothing with the memory."""
+        n = self.num_tokens
+        entries = torch.tensor([[e.index, e.factor, e.tokens] for e in self._entries], dtype=torch.int64).reshape(-1, 3)
+        return {
+            "keys": self.keys[:, :, :n].clone(), "values": self.values[:, :, :n].clone(),
+            "entries": entries, "count": torch.tensor(self.count),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        entries = [_Entry(*map(int, row)) for row in state["entries"].tolist()]
+        n = sum(e.tokens for e in entries)
+        expected = (*self.keys.shape[:2], n, *self.keys.shape[3:])
+        if tuple(state["keys"].shape) != expected or n > self.capacity:
+            raise ValueError(f"This memory holds tokens of shape {expected}, the saved one {tuple(state['keys'].shape)}: another model made it.")
+        self.keys[:, :, :n] = state["keys"]
+        self.values[:, :, :n] = state["values"]
+        self._entries, self.count, self._rotated_for = entries, int(state["count"]), None

@@ -1,0 +1,334 @@
+"""The causal world transformer: Wan's video transformer, made causal, with RELIC's actions, poses and memory.
+
+Parameter names are those of diffusers' `WanTransformer3DModel`, so Wan checkpoints load as they are; RELIC's parts
+(arXiv 2512.04040, section 3.3) come on top and start at zero, so a fresh model equals Wan:
+
+- `action_encoder`: the 13 magnitudes of the 4 video frames of a latent frame, folded and put through an MLP; each block
+  adds its own projection to the tokens right after self-attention;
+- `pose_encoder`: the absolute pose of those frames, the same way; each block adds it to queries and keys, never to values.
+
+Shapes: B batch, T latent frames, N = h*w tokens per latent frame, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import CacheMixin, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models.attention import FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
+from torch import Tensor, nn
+
+from worldmodel.actions import NUM_ACTIONS
+from worldmodel.camera import POSE_CODE_DIM
+from worldmodel.memory import CompressedMemory, MemoryConfig, TrainingLayout, token_positions
+
+
+def fold_frames(x: Tensor, stride: int = 4) -> Tensor:
+    """Per-frame vectors [B, 1+4k, d] -> per-latent [B, 1+k, 4d]; the first frame stands for a whole latent frame."""
+    padded = torch.cat([x[:, :1].expand(-1, stride - 1, -1), x], dim=1)
+    return padded.unflatten(1, (-1, stride)).flatten(2)
+
+
+class RotaryEmbedding(nn.Module):
+    """Wan's 3D rotary embedding at any real position: head_dim is split over t, y, x as d-4(d//6), 2(d//6), 2(d//6)."""
+
+    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+        super().__init__()
+        space = 2 * (head_dim // 6)
+        self.dims, self.theta = (head_dim - 2 * space, space, space), theta
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos, sin float32 [N, head_dim/2] of positions [N, 3], computed in float64"""
+        angles = []
+        for axis, dim in enumerate(self.dims):
+            frequency = 1.0 / self.theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            angles.append(torch.outer(positions[:, axis].double().cpu(), frequency))
+        angle = torch.cat(angles, dim=1)
+        return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels of x [..., N, heads, head_dim] by the angles [N, head_dim/2]."""
+    x1, x2 = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos.to(x.device).unsqueeze(-2), sin.to(x.device).unsqueeze(-2)
+    return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).type_as(x)
+
+
+@dataclass
+class Visibility:
+    """What the queries of one forward pass may look at besides each other.
+
+    Training: `layout` (mask over full and pooled keys of the same sequence). Inference: rotated keys and values of the
+    memory with room behind them. Neither: plain bidirectional attention, as in Wan.
+    """
+
+    layout: TrainingLayout | None = None
+    pooled_rope: tuple[Tensor, Tensor] | None = None
+    grid: tuple[int, int] = (0, 0)
+    keys: Tensor | None = None  # [layers, B, capacity, heads, head_dim]
+    values: Tensor | None = None
+    filled: int = 0
+
+
+class Attention(nn.Module):
+    """Multi-head attention with Wan's parameter names and RMS-normalised queries and keys."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+
+    def key_value(self, x: Tensor, pose: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values [B, L, heads, head_dim] of x [B, L, D]"""
+        return self.norm_k(self.to_k(x) + pose).unflatten(2, (self.heads, -1)), self.to_v(x).unflatten(2, (self.heads, -1))
+
+    def query(self, x: Tensor, pose: Tensor | float = 0.0) -> Tensor:
+        return self.norm_q(self.to_q(x) + pose).unflatten(2, (self.heads, -1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = dispatch_attention_fn(query, key, value, attn_mask=mask)
+        return self.to_out[0](out.flatten(2, 3).type_as(query))
+
+
+class WorldTransformerBlock(nn.Module):
+    """Self-attention, action, cross-attention, feed-forward."""
+
+    def __init__(self, dim: int, ffn_dim: int, heads: int, cross_attn_norm: bool, eps: float, camera_dim: int) -> None:
+        super().__init__()
+        self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.attn1 = Attention(dim, heads, eps)
+        self.attn2 = Attention(dim, heads, eps)
+        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.action_proj = nn.Linear(camera_dim, dim)
+        self.pose_proj = nn.Linear(camera_dim, 2 * dim)
+        for layer in (self.action_proj, self.pose_proj):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Tensor, text: tuple[Tensor, Tensor], modulation: Tensor, rope: tuple[Tensor, Tensor],
+        action: Tensor, pose: Tensor, layer: int, seen: Visibility,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """x [B, L, D], modulation [B, 1 or T, 6, D], action and pose [B, T, camera_dim] -> x, and keys and values to remember"""
+        frames = pose.shape[1]
+        # each [B, 1 or T, 1, D], broadcast over the tokens of a latent frame
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = (self.scale_shift_table.unsqueeze(0) + modulation.float()).chunk(6, dim=2)
+
+        def by_frame(y: Tensor) -> Tensor:
+            return y.unflatten(1, (frames, -1))
+
+        # 1. Self-attention; the pose enters queries and keys only
+        h = (by_frame(self.norm1(x.float())) * (1 + scale) + shift).flatten(1, 2).type_as(x)
+        pose_q, pose_k = self.pose_proj(pose).repeat_interleave(x.shape[1] // frames, dim=1).chunk(2, dim=-1)
+        query = rotate(self.attn1.query(h, pose_q), *rope)
+        key, value = self.attn1.key_value(h, pose_k)
+        all_keys, all_values, mask = self._look(rotate(key, *rope), key, value, layer, seen)
+        out = self.attn1.attend(query, all_keys, all_values, mask)
+        x = (by_frame(x.float()) + by_frame(out) * gate).type_as(x)
+
+        # 2. Action, right after self-attention
+        x = (x + self.action_proj(action).unsqueeze(2)).flatten(1, 2)
+
+        # 3. Cross-attention
+        h = self.norm2(x.float()).type_as(x)
+        x = x + self.attn2.attend(self.attn2.query(h), *text)
+
+        # 4. Feed-forward
+        h = (by_frame(self.norm3(x.float())) * (1 + ff_scale) + ff_shift).flatten(1, 2).type_as(x)
+        x = (by_frame(x.float()) + by_frame(self.ffn(h)).float() * ff_gate).flatten(1, 2).type_as(x)
+        return x, key, value
+
+    @staticmethod
+    def _look(rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All keys and values of this pass, and the mask if there is one."""
+        if seen.layout is not None:
+            pooled_keys = seen.layout.pool(key, seen.grid)
+            pooled_values = seen.layout.pool(value, seen.grid)
+            if pooled_keys.shape[1]:
+                rotated = torch.cat([rotated, rotate(pooled_keys, *seen.pooled_rope)], dim=1)
+                value = torch.cat([value, pooled_values], dim=1)
+            return rotated, value, seen.layout.mask
+        if seen.keys is not None:
+            end = seen.filled + key.shape[1]
+            keys, values = seen.keys[layer], seen.values[layer]
+            keys[:, seen.filled : end] = rotated
+            values[:, seen.filled : end] = value
+            return keys[:, :end], values[:, :end], None
+        return rotated, value, None
+
+
+class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin):
+    """One class for every size. Predicts velocity (noise - clean) as Wan does, or the clean latents (``"sample"``).
+
+    Args are Wan's, and: `camera_dim`, the width of the action and pose codes; `action_dim`, magnitudes per video frame;
+    `pose_dim`, numbers per pose (`camera.pose_code`); `pose_scale`, by which translations in steps are multiplied;
+    `temporal_stride`, video frames per latent frame; `rope_theta`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["WorldTransformerBlock"]
+    _repeated_blocks = ["WorldTransformerBlock"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        eps: float = 1e-6,
+        camera_dim: int = 256,
+        action_dim: int = NUM_ACTIONS,
+        pose_dim: int = POSE_CODE_DIM,
+        pose_scale: float = 1 / 16,
+        temporal_stride: int = 4,
+        rope_theta: float = 10000.0,
+        prediction_type: str = "velocity",
+    ) -> None:
+        super().__init__()
+        if patch_size[0] != 1:
+            raise ValueError(f"A patch spans one latent frame, so that time stays causal; got patch_size={tuple(patch_size)}.")
+        if prediction_type not in ("velocity", "sample"):
+            raise ValueError(f"prediction_type is 'velocity' or 'sample', got {prediction_type!r}.")
+        dim = num_attention_heads * attention_head_dim
+        self.rope = RotaryEmbedding(attention_head_dim, rope_theta)
+        self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
+        self.condition_embedder = WanTimeTextImageEmbedding(dim, freq_dim, dim * 6, text_dim)
+        self.action_encoder = nn.Sequential(nn.Linear(action_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim))
+        self.pose_encoder = nn.Sequential(nn.Linear(pose_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim))
+        self.blocks = nn.ModuleList(
+            WorldTransformerBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm, eps, camera_dim) for _ in range(num_layers)
+        )
+        self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.gradient_checkpointing = False
+
+    # -- inputs that do not change from step to step -----------------------------------------------------------------------
+    def encode_text(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the cross-attention of each block, of prompt embeddings [B, L, text_dim]"""
+        text = self.condition_embedder.text_embedder(embeddings)
+        return [block.attn2.key_value(text) for block in self.blocks]
+
+    def encode_camera(self, actions: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """Action and pose codes [B, T, camera_dim] of per-frame actions [B, 4T or 4T-3, 13] and pose codes [.., 9].
+
+        A clip that begins with its first frame has 1 + 4k frames; a chunk from its middle has 4t.
+        """
+        scale = torch.ones(self.config.pose_dim, device=poses.device, dtype=poses.dtype)
+        scale[:3] = self.config.pose_scale
+        stride = self.config.temporal_stride
+        folded = []
+        for x in (actions, poses * scale):
+            folded.append(x.unflatten(1, (-1, stride)).flatten(2) if x.shape[1] % stride == 0 else fold_frames(x, stride))
+        return self.action_encoder(folded[0]), self.pose_encoder(folded[1])
+
+    def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        return latent_size[0] // self.config.patch_size[1], latent_size[1] // self.config.patch_size[2]
+
+    def new_memory(self, config: MemoryConfig, latent_size: tuple[int, int], batch: int = 1, chunk: int = 1) -> CompressedMemory:
+        return CompressedMemory(
+            config, len(self.blocks), self.config.num_attention_heads, self.config.attention_head_dim, self.grid(latent_size),
+            batch=batch, chunk=chunk, device=self.device, dtype=self.dtype,
+        )  # fmt: skip
+
+    # -- forward -----------------------------------------------------------------------------------------------------------
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        text: Tensor | list[tuple[Tensor, Tensor]],
+        actions: Tensor | None = None,
+        poses: Tensor | None = None,
+        *,
+        camera: tuple[Tensor, Tensor] | None = None,
+        memory: CompressedMemory | None = None,
+        layout: TrainingLayout | None = None,
+        write: bool = False,
+    ) -> Tensor:
+        """Prediction [B, C, T, H, W] for noisy latents of the same shape.
+
+        Args:
+            timestep: [B] or per latent frame [B, T], in 0..1000 (0: clean).
+            text: prompt embeddings [B, L, text_dim], or `encode_text` of them.
+            actions, poses: per video frame [B, F, 13] and [B, F, 9]; or `camera`, which is `encode_camera` of them.
+            memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values.
+            layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
+            With neither, attention is bidirectional, as in Wan.
+        """
+        batch, _, frames, height, width = hidden_states.shape
+        grid = self.grid((height, width))
+        times = torch.arange(frames) if memory is None else memory.chunk_times(frames)
+        rope = self.rope(token_positions(times, grid))
+        seen = self._visibility(memory, layout, grid)
+
+        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # B T*N D
+        if camera is None:
+            if actions is None or poses is None:
+                zero = hidden_states.new_zeros(batch, frames, self.config.camera_dim)
+                camera = (zero, zero)
+            else:
+                camera = self.encode_camera(actions, poses)
+        if isinstance(text, Tensor):
+            text = self.encode_text(text)
+        temb, modulation = self._time(timestep, x.dtype)  # [B, 1 or T, D], [B, 1 or T, 6, D]
+
+        keys, values = [], []
+        for layer, block in enumerate(self.blocks):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x, key, value = self._gradient_checkpointing_func(block, x, text[layer], modulation, rope, *camera, layer, seen)
+            else:
+                x, key, value = block(x, text[layer], modulation, rope, *camera, layer, seen)
+            if write:
+                keys.append(key)
+                values.append(value)
+        if write:
+            memory.write(keys, values)
+
+        shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
+        x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
+        x = self.proj_out(x.flatten(1, 2).type_as(hidden_states))
+        _, ph, pw = self.config.patch_size
+        x = x.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _visibility(self, memory: CompressedMemory | None, layout: TrainingLayout | None, grid: tuple[int, int]) -> Visibility:
+        if memory is not None and layout is not None:
+            raise ValueError("Pass a memory (next chunk) or a layout (whole sequence), not both.")
+        if layout is not None:
+            return Visibility(layout=layout, pooled_rope=self.rope(layout.pooled_positions), grid=grid)
+        if memory is not None:
+            keys, values, filled = memory.context(lambda k, positions: rotate(k, *self.rope(positions)))
+            return Visibility(keys=keys, values=values, filled=filled)
+        return Visibility()
+
+    def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        embedder = self.condition_embedder
+        per_frame = timestep if timestep.ndim == 2 else timestep.unsqueeze(1)
+        wave = embedder.timesteps_proj(per_frame.flatten()).to(embedder.time_embedder.linear_1.weight.dtype)
+        temb = embedder.time_embedder(wave).to(dtype)
+        modulation = embedder.time_proj(F.silu(temb))
+        return temb.unflatten(0, per_frame.shape), modulation.unflatten(0, per_frame.shape).unflatten(2, (6, -1))
