@@ -274,9 +274,9 @@ def hills(rng: np.random.Generator, flat: float = 38.0, amplitude: float = 12.0)
     return height
 
 
-def ground(mesh: Mesh, rng: np.random.Generator, height: Callable, tones: list[Colour], far: Colour, jitter: float = 0.055, cell: float = 2.4) -> None:
+def ground(mesh: Mesh, rng: np.random.Generator, height: Callable, tones: list[Colour], far: Colour, jitter: float = 0.055, cell: float = 2.4, cells: int = 11) -> None:
     """Ground of irregular triangles: patches of `tones` in the middle, `far` on the hills, finer where one walks."""
-    inner = np.arange(-11, 12) * cell
+    inner = np.arange(-cells, cells + 1) * cell
     ring = np.array([32, 39, 47, 58, 72, 92, 125, 180.0])
     axis = np.concatenate([-ring[::-1], inner, ring])
     x, y = np.meshgrid(axis, axis)
@@ -332,7 +332,7 @@ def pool(mesh: Mesh, rng: np.random.Generator, x: float, y: float, radius: float
         within = np.column_stack([edge * inner + (x, y), np.full(sides, z_out)])
         following = np.roll(np.arange(sides), -1)
         quads = np.concatenate([np.stack([ring, ring[following], within[following]], 1), np.stack([ring, within[following], within], 1)])
-        mesh.add(quads, np.clip(np.array(tone) * (1 + rng.uniform(-0.03, 0.03, (len(quads), 1))), 0, 0.985), 0.0 if tone is shore else glow)
+        mesh.add(quads, np.clip(np.array(tone) * (1 + rng.uniform(-0.06, 0.06, (len(quads), 1))), 0, 0.985), 0.0 if tone is shore else glow)
 
 
 def mountain(rng: np.random.Generator, radius: float, height: float, colour: Colour, cap: Colour | None = (0.96, 0.97, 0.98), sides: int = 8, cap_at: float = 0.62) -> Part:

@@ -34,21 +34,21 @@ class Biome:
     mountain: Colour
     flowers: tuple[Colour, ...]
     stone: Colour = (0.66, 0.66, 0.66)
-    woods: int = 46
+    woods: int = 38
     inner_trees: int = 10
     snow: bool = False
     cap: Colour | None = (0.96, 0.97, 0.98)
-    plants: int = 34
+    plants: int = 24
     tree_height: float = 4.6
 
 
 BIOMES: dict[str, Biome] = {
     "meadow": Biome("green meadow", ((0.38, 0.74, 0.26), (0.46, 0.80, 0.30), (0.56, 0.84, 0.34)), (0.40, 0.70, 0.34), (0.90, 0.78, 0.54), (("round", (0.16, 0.56, 0.20)), ("round", (0.30, 0.66, 0.20)), ("tall", (0.20, 0.60, 0.28))), (0.46, 0.56, 0.72), (COLOURS["red"], COLOURS["yellow"], COLOURS["white"], COLOURS["purple"])),
-    "autumn": Biome("autumn", ((0.80, 0.64, 0.26), (0.86, 0.71, 0.32), (0.72, 0.66, 0.28)), (0.80, 0.58, 0.30), (0.70, 0.52, 0.38), (("round", (0.92, 0.42, 0.10)), ("round", (0.84, 0.20, 0.12)), ("tall", (0.97, 0.74, 0.16))), (0.60, 0.46, 0.46), (COLOURS["orange"], COLOURS["red"], COLOURS["yellow"])),
+    "autumn": Biome("autumn", ((0.80, 0.64, 0.26), (0.86, 0.71, 0.32), (0.72, 0.66, 0.28)), (0.80, 0.58, 0.30), (0.66, 0.57, 0.62), (("round", (0.92, 0.42, 0.10)), ("round", (0.84, 0.20, 0.12)), ("tall", (0.97, 0.74, 0.16))), (0.60, 0.46, 0.46), (COLOURS["orange"], COLOURS["red"], COLOURS["yellow"])),
     "blossom": Biome("spring blossom", ((0.52, 0.70, 0.36), (0.60, 0.76, 0.42), (0.84, 0.66, 0.66)), (0.62, 0.66, 0.46), (0.86, 0.80, 0.76), (("round", (0.98, 0.62, 0.76)), ("round", (0.96, 0.46, 0.64)), ("round", (0.97, 0.84, 0.90))), (0.58, 0.44, 0.62), (COLOURS["pink"], COLOURS["white"], COLOURS["purple"])),
     "snow": Biome("snowy", ((0.88, 0.92, 0.97), (0.94, 0.96, 0.98), (0.80, 0.87, 0.95)), (0.86, 0.91, 0.96), (0.70, 0.66, 0.66), (("pine", (0.10, 0.40, 0.34)), ("pine", (0.16, 0.46, 0.42))), (0.52, 0.60, 0.76), (), (0.50, 0.55, 0.64), snow=True, plants=10, tree_height=6.0),
-    "pine": Biome("pine forest", ((0.26, 0.50, 0.26), (0.32, 0.56, 0.28), (0.44, 0.58, 0.28)), (0.20, 0.44, 0.30), (0.64, 0.50, 0.36), (("pine", (0.08, 0.38, 0.24)), ("pine", (0.14, 0.48, 0.26)), ("tall", (0.62, 0.76, 0.26))), (0.42, 0.54, 0.62), (COLOURS["white"], COLOURS["purple"]), woods=58, inner_trees=13, tree_height=7.2),
-    "lake": Biome("lakeside", ((0.62, 0.80, 0.42), (0.70, 0.84, 0.48), (0.92, 0.84, 0.60)), (0.56, 0.74, 0.48), (0.95, 0.89, 0.72), (("round", (0.24, 0.62, 0.36)), ("tall", (0.16, 0.52, 0.36)), ("round", (0.50, 0.72, 0.30))), (0.50, 0.54, 0.70), (COLOURS["coral"], COLOURS["yellow"], COLOURS["white"])),
+    "pine": Biome("pine forest", ((0.26, 0.50, 0.26), (0.32, 0.56, 0.28), (0.44, 0.58, 0.28)), (0.20, 0.44, 0.30), (0.64, 0.50, 0.36), (("pine", (0.08, 0.38, 0.24)), ("pine", (0.14, 0.48, 0.26)), ("tall", (0.62, 0.76, 0.26))), (0.42, 0.54, 0.62), (COLOURS["white"], COLOURS["purple"]), woods=48, inner_trees=13, tree_height=7.2),
+    "lake": Biome("lakeside", ((0.42, 0.78, 0.38), (0.52, 0.84, 0.44), (0.90, 0.84, 0.56)), (0.48, 0.74, 0.46), (0.92, 0.66, 0.54), (("round", (0.24, 0.62, 0.36)), ("tall", (0.16, 0.52, 0.36)), ("round", (0.50, 0.72, 0.30))), (0.50, 0.54, 0.70), (COLOURS["coral"], COLOURS["yellow"], COLOURS["white"])),
 }  # fmt: skip
 
 
@@ -73,18 +73,18 @@ class Plan:
 
 
 GALLERY = (
-    Plan("meadow", "day", 215, (("barn", "red", 5, 25), ("windmill", "blue", 92, 25), ("flower_field", "purple", 48, 20), ("well", "orange", 300, 5), ("great_tree", "green", 238, 20), ("hay_bale", "golden", 18, 15), ("hay_bale", "golden", 342, 15), ("balloon", "red", 128, 60, 17)),
-         (("cream", "orange", 275, 22), ("white", "blue", 318, 24), ("yellow", "brown", 148, 25)), lake=(188, 29, 12), peak=60),
-    Plan("autumn", "golden", 200, (("church", "teal", 90, 25), ("windmill", "purple", 205, 26), ("stall", "red", 350, 14), ("well", "teal", 160, 6), ("hay_bale", "golden", 232, 14), ("hay_bale", "golden", 250, 16), ("hay_bale", "golden", 222, 17)),
-         (("cream", "purple", 40, 23), ("coral", "brown", 140, 23), ("white", "red", 300, 23), ("yellow", "teal", 262, 26)), river=5, peak=170),
-    Plan("blossom", "dusk", 160, (("pagoda", "red", 80, 23), ("torii", "red", 83, 13), ("pagoda", "teal", 318, 27), ("great_tree", "pink", 200, 19), ("stall", "purple", 20, 15), ("balloon", "purple", 250, 60, 14)),
-         (("white", "purple", 125, 23), ("cream", "blue", 355, 25), ("cream", "red", 160, 26)), lake=(275, 22, 8.5), water="blue", peak=30),
-    Plan("snow", "night", 120, (("giant_fir", "green", 90, 15), ("church", "red", 10, 26), ("snowman", "red", 215, 9), ("watch_tower", "blue", 305, 24), ("camp_fire", "orange", 330, 9)),
-         (("brown", "red", 55, 23), ("coral", "brown", 130, 23), ("yellow", "blue", 165, 24), ("mint", "purple", 262, 23)), lake=(208, 27, 10), water="ice", peak=110),
-    Plan("pine", "overcast", 60, (("watch_tower", "red", 92, 22), ("tent", "orange", 18, 15), ("tent", "blue", 340, 17), ("tent", "yellow", 0, 24), ("camp_fire", "orange", 350, 8), ("great_tree", "yellow", 222, 21)),
-         (("brown", "red", 140, 22), ("brown", "teal", 270, 22)), river=180, peak=315),
-    Plan("lake", "dawn", 20, (("lighthouse", "red", 30, 31), ("boat", "orange", 356, 23), ("boat", "teal", 62, 27), ("stall", "blue", 130, 12), ("well", "red", 245, 7), ("windmill", "orange", 250, 27), ("balloon", "yellow", 180, 60, 13)),
-         (("coral", "brown", 108, 23), ("yellow", "blue", 138, 24), ("mint", "orange", 166, 23), ("pink", "purple", 195, 24), ("white", "teal", 300, 24)), lake=(20, 35, 19), peak=215),
+    Plan("meadow", "day", 215, (("barn", "red", 5, 20), ("windmill", "blue", 92, 20), ("flower_field", "purple", 48, 16), ("well", "orange", 300, 5), ("great_tree", "green", 238, 16), ("hay_bale", "golden", 18, 12), ("hay_bale", "golden", 342, 12), ("balloon", "red", 128, 60, 17)),
+         (("cream", "orange", 275, 18), ("white", "blue", 318, 19), ("yellow", "brown", 148, 20)), lake=(188, 24, 11), peak=60),
+    Plan("autumn", "golden", 200, (("church", "teal", 90, 20), ("windmill", "purple", 205, 21), ("stall", "red", 350, 11), ("well", "teal", 160, 6), ("hay_bale", "golden", 232, 11), ("hay_bale", "golden", 250, 13), ("hay_bale", "golden", 222, 14)),
+         (("cream", "purple", 50, 16), ("coral", "brown", 140, 18), ("white", "red", 300, 18), ("yellow", "teal", 262, 21)), river=5, peak=170),
+    Plan("blossom", "dusk", 160, (("pagoda", "red", 80, 18), ("torii", "red", 83, 10), ("pagoda", "teal", 318, 22), ("great_tree", "pink", 200, 15), ("stall", "purple", 20, 12), ("balloon", "purple", 250, 60, 14)),
+         (("white", "purple", 125, 18), ("cream", "blue", 355, 20), ("cream", "red", 160, 21)), lake=(275, 19, 8.5), water="blue", peak=30),
+    Plan("snow", "night", 120, (("giant_fir", "green", 90, 12), ("church", "red", 10, 21), ("snowman", "red", 215, 9), ("watch_tower", "blue", 305, 19), ("camp_fire", "orange", 330, 9)),
+         (("brown", "red", 55, 18), ("coral", "brown", 130, 18), ("yellow", "blue", 165, 19), ("mint", "purple", 262, 18)), lake=(210, 23, 9), water="ice", peak=110),
+    Plan("pine", "overcast", 60, (("watch_tower", "red", 92, 18), ("tent", "orange", 18, 12), ("tent", "blue", 340, 14), ("tent", "yellow", 0, 19), ("camp_fire", "orange", 350, 8), ("great_tree", "yellow", 222, 17)),
+         (("brown", "red", 140, 18), ("brown", "teal", 270, 18)), river=180, peak=315),
+    Plan("lake", "dawn", 20, (("lighthouse", "red", 30, 24), ("boat", "orange", 356, 18), ("boat", "teal", 62, 22), ("stall", "blue", 130, 10), ("well", "red", 245, 7), ("windmill", "orange", 250, 22), ("balloon", "yellow", 180, 60, 13)),
+         (("coral", "brown", 108, 18), ("yellow", "blue", 138, 19), ("mint", "orange", 166, 18), ("pink", "purple", 195, 19), ("white", "teal", 300, 19)), lake=(20, 31, 18), peak=215),
 )  # fmt: skip
 
 _WATER = {"blue": (0.20, 0.56, 0.92), "ice": (0.62, 0.84, 0.97)}
@@ -104,10 +104,10 @@ def random_plan(rng: np.random.Generator) -> Plan:
     landmarks = []
     for i, name in enumerate(map(str, names)):
         hue = "green" if name == "giant_fir" else "golden" if name == "hay_bale" else str(hues[i])
-        far = 58.0 if name == "balloon" else rng.uniform(9, 16) if name in near else rng.uniform(20, 26)
+        far = 58.0 if name == "balloon" else rng.uniform(8, 14) if name in near else rng.uniform(16, 21)
         landmarks.append((name, hue, float(azimuths[order[i]]), float(far)) + ((float(rng.uniform(11, 18)),) if name == "balloon" else ()))
     walls, roofs = rng.permutation(["cream", "white", "coral", "yellow", "mint", "brown", "grey"]), rng.permutation(["red", "blue", "purple", "teal", "orange", "brown"])
-    houses = tuple((str(walls[i]), str(roofs[i]), float(azimuths[order[len(names) + i]]), float(rng.uniform(19, 26))) for i in range(4))
+    houses = tuple((str(walls[i]), str(roofs[i]), float(azimuths[order[len(names) + i]]), float(rng.uniform(16, 21))) for i in range(4))
     side = float(azimuths[order[-1]])
     wet = rng.uniform()
     lake = (side, float(rng.uniform(22, 30)), float(rng.uniform(7, 12))) if wet < 0.45 or biome == "lake" else None
@@ -120,7 +120,7 @@ def caption(plan: Plan) -> str:
     things = []
     for name, colour, *_ in plan.landmarks:
         word = buildings.LANDMARKS[name][1]
-        thing = f"{colour} {word}" if word.endswith("s") else f"a{'n' if colour[0] in 'aeiou' else ''} {colour} {word}"
+        thing = f"{colour} {word}" if name == "hay_bale" else f"a{'n' if colour[0] in 'aeiou' else ''} {colour} {word}"
         if thing not in things:
             things.append(thing)
     water = {"ice": "a frozen pond"}.get(plan.water, "a blue lake") if plan.lake else "a blue river" if plan.river is not None else f"houses with {plan.houses[0][1]} roofs"
@@ -142,7 +142,7 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     for name, colour, azimuth, distance, *lift in plan.landmarks:
         part = buildings.LANDMARKS[name][0](rng, COLOURS[colour], lit)
         x, y = _at(azimuth, distance)
-        focus = None if lift else min(3.0, 1.0 + distance / 10)
+        focus = None if lift else min(3.0, 1.0 + distance / 8)
         site.put(part, x, y, facing(np.radians(azimuth)) + rng.uniform(-0.25, 0.25), focus=focus, z=lift[0] if lift else 0.0)
     for wall, roof, azimuth, distance in plan.houses:
         size = (rng.uniform(5.6, 7.2), rng.uniform(4.8, 5.8), rng.uniform(2.7, 3.4))
@@ -173,12 +173,12 @@ def _water(site: Site, rng: np.random.Generator, plan: Plan, biome: Biome) -> No
     if plan.river is not None:
         a = np.radians(plan.river)
         out, along = np.array([np.cos(a), np.sin(a)]), np.array([-np.sin(a), np.cos(a)])
-        bends = [out * (19 + 2.2 * np.sin(t / 9)) + along * t for t in np.linspace(-40, 40, 9)]
+        bends = [out * (16 + 2.0 * np.sin(t / 9)) + along * t for t in np.linspace(-40, 40, 9)]
         parts.ribbon(site.mesh, rng, bends, 6.4, (0.86, 0.78, 0.58) if not biome.snow else (0.8, 0.86, 0.93), z=0.03, across=1, pace=4.0)
         line = parts.ribbon(site.mesh, rng, bends, 4.6, colour, z=0.07, across=2, pace=1.8, jitter=0.06, glow=0.12)
         for x, y in line[::2]:
             site.take(x, y, 2.6)
-        site.focus.append((*(out * 19), 0.8))
+        site.focus.append((*(out * 16), 0.8))
 
 
 def _paths(site: Site, rng: np.random.Generator, plan: Plan, biome: Biome, lit: bool) -> None:
@@ -214,7 +214,7 @@ def _plants(site: Site, rng: np.random.Generator, biome: Biome, height) -> None:
 
     for x, y in site.scatter(rng, biome.inner_trees, 9, 25, 2.0):
         site.put(tree(True), x, y, rng.uniform(0, 6))
-    for x, y in site.scatter(rng, biome.woods, 30, 62, 1.2):
+    for x, y in site.scatter(rng, biome.woods, 25, 58, 1.2):
         site.put(tree(False), x, y, rng.uniform(0, 6), 1.15, z=float(height(np.array(x), np.array(y))) - 0.3)
     for x, y in site.scatter(rng, 7, 7, 24, 1.0):
         if biome.snow or rng.uniform() < 0.5:
@@ -224,7 +224,7 @@ def _plants(site: Site, rng: np.random.Generator, biome: Biome, height) -> None:
     for x, y in site.scatter(rng, 34, 3, 23, 0.4):
         site.put(parts.pebble(rng, biome.stone if rng.uniform() < 0.6 else shade(biome.path, 0.85), rng.uniform(0.25, 0.7)), x, y)
     for x, y in site.scatter(rng, biome.plants, 4, 23, 0.3):
-        for _ in range(3 if biome.flowers else 1):
+        for _ in range(2 if biome.flowers else 1):
             dx, dy = rng.uniform(-0.6, 0.6, 2)
             if biome.flowers and rng.uniform() < 0.6:
                 site.mesh.place(parts.flower(rng, biome.flowers[int(rng.integers(len(biome.flowers)))], 0.17).mesh, x + dx, y + dy)
