@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import distill.scenes as scenes
+from distill.dataset import read_clip, write_clip
+from distill.scenes.__main__ import main
+from distill.scenes.dataset import Settings, clip_stem, make_clip, write_dataset
 from distill.scenes.mesh import Mesh
 from distill.scenes.renderer import Renderer
 from distill.scenes.scene import Box, Cylinder, Scene, Sky
+from distill.scenes.trajectories import KINDS, MAX_TILT_DEG, random_script, script_text
 from distill.scenes.walk import Space, level_pose, start_view, walk
-from worldmodel.actions import parse_script, to_array
-from worldmodel.camera import integrate
+from worldmodel.actions import ACTION_NAMES, STATIC, parse_script, to_array
+from worldmodel.camera import integrate, intrinsics_from_fov
 
 SIZE = (48, 64)
 
@@ -72,8 +80,6 @@ def test_projection_agrees_with_the_pinhole_model():
     clip_fov, (height, width) = 70.0, (96, 128)
     image = Renderer(scene, (height, width), fov=clip_fov).frame(pose).astype(float)
     ys, xs = np.nonzero(image[..., 0] > 128)
-    from worldmodel.camera import intrinsics_from_fov
-
     fx, fy, cx, cy = intrinsics_from_fov(clip_fov, (height, width))
     p = np.linalg.inv(pose) @ (8.0, 1.0, 2.0, 1.0)
     assert abs(xs.mean() + 0.5 - width * (fx * p[0] / p[2] + cx)) < 0.7
@@ -144,3 +150,74 @@ def test_reserved_scenes_and_starts_are_refused():
         scenes.check_trainable(scenes.RESERVED_SEED, 0)
     with pytest.raises(ValueError, match="[Ss]tart"):
         scenes.check_trainable(0, scenes.RESERVED_START)
+
+
+def test_scripts_are_balanced_and_stay_upright():
+    scripts = np.stack([to_array(random_script(np.random.default_rng(i), 80)) for i in range(200)])
+    shares = (scripts > 0).mean((0, 1))
+    assert shares.min() > 0.03 and shares[:STATIC].max() < 4 * shares[:STATIC].min()
+    held = (scripts[..., :STATIC] > 0).sum(-1)
+    assert all((held == k).mean() > 0.05 for k in (1, 2, 3)) and held.max() == 3
+    for actions in scripts[:60]:
+        poses = integrate(actions)
+        assert np.degrees(np.arcsin(np.abs(poses[:, 1, 2]))).max() <= MAX_TILT_DEG + 0.01
+        assert poses[:, 1, 1].min() > 0.7  # upright
+
+
+def test_level_zero_is_single_keys_of_few_actions():
+    scripts = np.concatenate([to_array(random_script(np.random.default_rng(i), 80, level=0.0)) for i in range(60)])
+    used = {ACTION_NAMES[i] for i in np.flatnonzero(scripts.any(0))}
+    assert used == {"dolly_in", "dolly_out", "pan_left", "pan_right", "static"}
+    assert (scripts > 0).sum(1).max() == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_script_text_reads_back(kind):
+    actions = random_script(np.random.default_rng(4), 60, kind=kind)
+    assert len(actions) == 60 and parse_script(script_text(actions)) == actions
+
+
+def test_turning_back_returns_exactly():
+    actions = random_script(np.random.default_rng(1), 80, level=0.0, kind="palindrome")
+    poses = integrate(to_array(actions))
+    assert np.allclose(poses[-1], np.eye(4), atol=1e-9)
+
+
+def test_clip_round_trip(tmp_path):
+    clip = scenes.render(7, "w*6 left*6", start=2, size=(32, 32))
+    write_clip(tmp_path / "clip000001", clip)
+    back = read_clip(tmp_path / "clip000001")
+    assert np.abs(back.frames.astype(int) - clip.frames).mean() < 1.5
+    for name in ("camera_to_world", "intrinsics", "actions", "step"):
+        assert np.allclose(getattr(back, name), getattr(clip, name), atol=1e-6)
+    assert (back.caption, back.seed, back.start, back.fps, len(back)) == (clip.caption, 7, 2, 16.0, 13)
+
+
+def test_dataset_resumes_and_a_clip_is_its_index(tmp_path):
+    settings = Settings(seeds=(1, 2), frames=6, size=16)
+    assert sorted(write_dataset(tmp_path, settings, 2)) == [1, 2]
+    first = (tmp_path / "clip000002.camera.npz").read_bytes()
+    (tmp_path / "clip000001.json").unlink()
+    assert sorted(write_dataset(tmp_path, settings, 3)) == [1, 3]
+    assert (tmp_path / "clip000002.camera.npz").read_bytes() == first
+    rows = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
+    assert [r["file_name"] for r in rows] == [f"clip00000{i}.mp4" for i in (1, 2, 3)] and [r["seed"] for r in rows] == [1, 2, 1]
+    clip, _ = make_clip(settings, 3)
+    assert np.array_equal(clip.actions, read_clip(clip_stem(tmp_path, 3)).actions)
+    assert all(0 <= r["start"] < scenes.RESERVED_START for r in rows)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    with pytest.raises(ValueError, match="frames"):
+        list(write_dataset(tmp_path, Settings(seeds=(1, 2), frames=7, size=16), 3))
+
+
+def test_dataset_refuses_reserved_seeds(tmp_path):
+    with pytest.raises(ValueError, match="reserved"):
+        Settings(seeds=(0, scenes.RESERVED_SEED))
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path / "x"), "--seeds", str(scenes.RESERVED_SEED), "--clips", "1"])
+    assert stop.value.code == 2 and not (tmp_path / "x").exists()
+
+
+def test_importing_is_cheap():
+    code = "import sys, distill.scenes; sys.exit('panda3d' in sys.modules or 'av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

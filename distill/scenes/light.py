@@ -12,7 +12,7 @@ from distill.scenes.scene import Box, Cylinder, Scene
 
 MAX_COLOUR = 0.985  # 1.0 wraps around when the software rasteriser interpolates it
 FILL = 0.14  # strength of the light from the far side, as a share of the sun's
-SHADOW = 0.42  # how much a blob shadow takes at its darkest
+SHADOW = 0.36  # how much a blob shadow takes at its darkest
 _NEAR_GROUND = 0.3  # metres: what counts as lying on the ground
 
 

@@ -79,7 +79,7 @@ class Renderer:
 def _engine() -> SimpleNamespace:
     from panda3d.core import GraphicsEngine, GraphicsPipeSelection, loadPrcFileData
 
-    loadPrcFileData("", "notify-level error\nload-display p3tinydisplay\naux-display\naudio-library-name null\ngarbage-collect-states 1")
+    loadPrcFileData("", "notify-level error\nload-display p3tinydisplay\naux-display\naudio-library-name null\ngarbage-collect-states 0")
     selection = GraphicsPipeSelection.getGlobalPtr()
     pipe = selection.makePipe("TinyOffscreenGraphicsPipe", "p3tinydisplay")
     if pipe is None:
