@@ -7,7 +7,7 @@ own shape and colour, so that a picture tells the direction. Variants 0..5 are o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class _Land:
     bump: float = 0.13
     hills: float = 9.0
     rim: float = 34.0  # where hills begin
+    gain: float = 1.15  # of the hour's ambient light: clean colours
     shore: float = 0.0  # beyond this radius the land sinks below the sea; 0: none
     mesh: Mesh = field(default_factory=Mesh)
     colliders: list[Box | Cylinder] = field(default_factory=list)
@@ -150,8 +151,10 @@ class _Land:
         for c in self.colliders:
             radius = c.radius if isinstance(c, Cylinder) else max(c.half_x, c.half_y)
             free &= np.hypot(spots[:, 0] - c.x, spots[:, 1] - c.y) > radius + 2.0
+        sky = hours.sky(rng, self.hour)
+        sky = replace(sky, ambient=sky.ambient * self.gain)
         return Scene(
-            family="wild", caption=caption, mesh=self.mesh, sky=hours.sky(rng, self.hour), colliders=self.colliders, ground=self.ground,
+            family="wild", caption=caption, mesh=self.mesh, sky=sky, colliders=self.colliders, ground=self.ground,
             bounds=(-reach, reach, -reach, reach), ceiling=9.0, eye_height=1.7, step=0.22, spots=spots[free][:80], focus=np.array(self.focus),
         )  # fmt: skip
 
@@ -227,7 +230,7 @@ def _canyon(land: _Land, tents: list[str]) -> Scene:
 
 def _island(land: _Land, tents: list[str]) -> Scene:
     rng = land.rng
-    land.shore, land.bump = 19.0, 0.16
+    land.shore, land.bump, land.gain = 19.0, 0.16, 1.1
     land.terrain(((0.40, 0.78, 0.24), (0.52, 0.84, 0.28)), (0.97, 0.88, 0.60), beach=(0.99, 0.89, 0.60))
     land.sea((0.30, 0.85, 0.86), (0.06, 0.42, 0.80))
     rock = Mesh().blob((0, 0, -0.6), (5.5, 5.5, 2.2), (0.58, 0.56, 0.56), rng, 0.12, 1).jitter(rng, 0.06)
@@ -258,7 +261,7 @@ def _island(land: _Land, tents: list[str]) -> Scene:
 
 def _ice(land: _Land, tents: list[str]) -> Scene:
     rng = land.rng
-    land.shore, land.bump = 21.0, 0.12
+    land.shore, land.bump, land.gain = 21.0, 0.12, 1.28
     land.terrain(((0.93, 0.96, 1.0), (0.80, 0.90, 0.98)), (0.80, 0.90, 0.98), beach=(0.66, 0.86, 0.96))
     land.sea((0.30, 0.70, 0.86), (0.10, 0.34, 0.60))
     for b, d, r, h in ((5, 38, 8, 15), (-22, 50, 7, 9), (75, 60, 10, 14), (215, 45, 7, 10), (250, 60, 12, 20), (300, 52, 8, 12), (160, 70, 9, 12)):
@@ -284,8 +287,8 @@ def _ice(land: _Land, tents: list[str]) -> Scene:
 
 def _savanna(land: _Land, tents: list[str]) -> Scene:
     rng = land.rng
-    land.hills = 5.0
-    land.terrain(((0.90, 0.72, 0.28), (0.82, 0.62, 0.22)), (0.76, 0.66, 0.34))
+    land.hills, land.gain = 5.0, 1.3
+    land.terrain(((0.96, 0.80, 0.34), (0.90, 0.70, 0.26)), (0.76, 0.66, 0.34))
     x, y, _ = land.at(60, 260)  # a far snow-capped mountain
     land.mesh.cylinder((x, y, -5), 130, 52, (0.46, 0.48, 0.66), 11, top_radius=48).cylinder((x, y, 47), 48, 20, (0.97, 0.97, 1.0), 11, top_radius=20)
     land.put(marks.baobab(rng, 11.0), 0, 17, solid=2.5, look=5.0)
@@ -313,7 +316,7 @@ def _savanna(land: _Land, tents: list[str]) -> Scene:
 
 def _dunes(land: _Land, tents: list[str]) -> Scene:
     rng, night = land.rng, hours.lit(land.hour)
-    land.hills = 11.0
+    land.hills, land.gain = 11.0, 1.55 if night else 1.2
     land.terrain(((0.72, 0.52, 0.80), (0.60, 0.42, 0.74)), (0.60, 0.46, 0.80))
     shine = 0.75 if night else 0.0
     land.put(marks.camp_fire(rng), 10, 5.0, solid=1.1, look=0.8)
