@@ -98,15 +98,15 @@ def footprint_distance(thing: Box | Cylinder, x: np.ndarray, y: np.ndarray) -> n
     return np.hypot(np.maximum(np.abs(c * dx + s * dy) - thing.half_x, 0.0), np.maximum(np.abs(c * dy - s * dx) - thing.half_y, 0.0))
 
 
-def split_ground(tri: np.ndarray, scene: Scene, rounds: int = 4, limit: int = 24_000) -> tuple[np.ndarray, np.ndarray]:
+def split_ground(tri: np.ndarray, scene: Scene, rounds: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Triangles with the long ground edges near colliders halved, and the index [M] of the triangle each came from.
 
     Whether an edge is split depends on nothing but the edge, so neighbours split alike and no crack opens.
     """
     source = np.arange(len(tri))
-    longest = 0.7 if scene.indoor else 1.3
+    longest, limit = 0.7 if scene.indoor else 1.3, 1500 + 3 * len(tri) // 2
     for _ in range(rounds):
-        if len(tri) > limit or not scene.colliders:
+        if not scene.colliders:
             break
         ends = tri[:, [0, 1, 2]], tri[:, [1, 2, 0]]
         middle = (ends[0] + ends[1]) / 2
@@ -117,8 +117,10 @@ def split_ground(tri: np.ndarray, scene: Scene, rounds: int = 4, limit: int = 24
         split[split] = _close_to_colliders(middle[split], length / 2, scene)
         if not split.any():
             break
-        tri, origin = _subdivide(tri, middle, split)
-        source = source[origin]
+        finer, origin = _subdivide(tri, middle, split)
+        if len(finer) > limit:
+            break
+        tri, source = finer, source[origin]
     return tri, source
 
 

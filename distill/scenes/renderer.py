@@ -15,7 +15,7 @@ from distill.scenes.light import bake
 from distill.scenes.scene import Scene
 from distill.scenes.sky import sky_layers
 
-CELL = 18.0  # metres: geometry is culled in square cells of this size
+CELL_TRIANGLES = 220  # geometry is culled in groups of at most about this many triangles
 FAR = 900.0
 
 
@@ -135,15 +135,17 @@ def _target(size: tuple[int, int]) -> _Target:
 
 
 def _cells(triangles: np.ndarray, colours: np.ndarray):
-    """The triangles in square cells of the ground plane, in a fixed order."""
-    if not len(triangles):
-        return
-    cell = np.floor(triangles[:, :, :2].mean(1) / CELL).astype(np.int64)
-    _, inverse = np.unique(cell, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    order = np.argsort(inverse, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1):
-        yield triangles[rows], colours[rows]
+    """The triangles in groups that lie close together, split at medians until they are small, in a fixed order."""
+    centres = triangles.mean(1)
+    groups = [np.arange(len(triangles))] if len(triangles) else []
+    while groups:
+        rows = groups.pop()
+        extent = np.ptp(centres[rows, :2], axis=0)
+        if len(rows) <= CELL_TRIANGLES or extent.max() < 1.0:
+            yield triangles[rows], colours[rows]
+            continue
+        order = rows[np.argsort(centres[rows, int(extent.argmax())], kind="stable")]
+        groups += [order[len(order) // 2 :], order[: len(order) // 2]]
 
 
 def _geometry(triangles: np.ndarray, colours: np.ndarray):
@@ -155,11 +157,15 @@ def _geometry(triangles: np.ndarray, colours: np.ndarray):
     vertices["position"] = triangles.reshape(n, 3)
     vertices["colour"][:, :3] = np.clip(np.round(colours.reshape(n, 3) * 255), 0, 251)
     vertices["colour"][:, 3] = 255
+    vertices, corner = np.unique(vertices.view("V16"), return_inverse=True)  # transforming vertices is what costs
     data = GeomVertexData("", GeomVertexFormat.getV3c4(), Geom.UHStatic)
-    data.uncleanSetNumRows(n)
+    data.uncleanSetNumRows(len(vertices))
     data.modifyArrayHandle(0).copyDataFrom(vertices.tobytes())
     primitive = GeomTriangles(Geom.UHStatic)
-    primitive.addConsecutiveVertices(0, n)
+    index = corner.astype("<u2" if len(vertices) < 65536 else "<u4")
+    primitive.setIndexType(Geom.NTUint16 if index.itemsize == 2 else Geom.NTUint32)
+    array = primitive.modifyVertices(n)
+    array.modifyHandle().copyDataFrom(index.tobytes())
     geom = Geom(data)
     geom.addPrimitive(primitive)
     node = GeomNode("")
