@@ -71,7 +71,7 @@ def acacia(rng: np.random.Generator, height: float = 5.0, colour: Colour = (0.42
         foot, tip = np.array([0, 0, 0.5 * height]), d + (0, 0, 0.86 * height)
         side = np.array([-np.sin(a), np.cos(a), 0.0]) * 0.05 * height
         leaf(m, [foot - side, foot + side, tip], WOOD)
-        m.blob(tuple(d * rng.uniform(0.8, 1.3) + (0, 0, height * rng.uniform(0.82, 0.93))), (0.40 * height, 0.40 * height, 0.10 * height), colour, rng, 0.12, 1)
+        m.blob(tuple(d * rng.uniform(0.8, 1.3) + (0, 0, height * rng.uniform(0.82, 0.93))), (0.40 * height, 0.40 * height, 0.10 * height), colour, rng, 0.12, int(height < 6))
     return m.blob((0, 0, 0.98 * height), (0.34 * height, 0.34 * height, 0.09 * height), tuple(np.clip(np.array(colour) * 1.15, 0, 1)), rng, 0.12, 1)
 
 
@@ -86,7 +86,7 @@ def baobab(rng: np.random.Generator, height: float = 9.0, colour: Colour = (0.36
         z = height * rng.uniform(0.84, 0.95)
         side = np.array([-np.sin(a), np.cos(a), 0.0]) * 0.05 * height
         leaf(m, [np.array([0, 0, 0.62 * height]) - side, np.array([0, 0, 0.62 * height]) + side, (d[0], d[1], z)], bark)
-        m.blob((d[0], d[1], z), (0.17 * height, 0.17 * height, 0.11 * height), colour, rng, 0.15, 1)
+        m.blob((d[0], d[1], z), (0.17 * height, 0.17 * height, 0.11 * height), colour, rng, 0.12, 1)
     return m.blob((0, 0, height), (0.2 * height, 0.2 * height, 0.12 * height), colour, rng, 0.15, 1)
 
 
@@ -249,12 +249,25 @@ def beast(kind: str, size: float = 1.0) -> Mesh:
     """Block animal looking along +x: `giraffe`, `elephant`, `camel` or `penguin`."""
     m = Mesh()
     if kind == "penguin":
-        m.box((0, 0, 0.5), (0.42, 0.5, 0.9), DARK, taper=0.75).box((0.16, 0, 0.46), (0.16, 0.36, 0.72), WHITE, taper=0.8)
+        m.box((0, 0, 0.5), (0.42, 0.5, 0.9), (0.16, 0.18, 0.28), taper=0.75).box((0.16, 0, 0.46), (0.16, 0.36, 0.72), WHITE, taper=0.8)
         m.box((0, 0, 1.08), (0.34, 0.34, 0.3), DARK).box((0.25, 0, 1.05), (0.2, 0.12, 0.1), (1.0, 0.6, 0.1)).box((0.1, 0, 0.04), (0.4, 0.44, 0.08), (1.0, 0.6, 0.1))
+        for s in (-1, 1):
+            m.box((0, s * 0.27, 0.55), (0.22, 0.08, 0.55), (0.30, 0.34, 0.46)).box((0.06, s * 0.16, 1.12), (0.18, 0.06, 0.14), WHITE)
         return Mesh().place(m, scale=size)
-    coat, long, tall, deep = {"giraffe": ((0.95, 0.70, 0.25), 1.5, 1.7, 0.8), "elephant": ((0.55, 0.56, 0.62), 2.3, 1.1, 1.4), "camel": ((0.78, 0.55, 0.30), 1.7, 1.15, 0.7)}[kind]
+    if kind == "elephant":
+        grey, pale, rng = (0.56, 0.58, 0.68), (0.74, 0.66, 0.72), np.random.default_rng(1)
+        for sx in (-0.75, 0.75):
+            for sy in (-0.45, 0.45):
+                m.cylinder((sx, sy, 0), 0.27, 1.2, grey, 6)
+        m.blob((0, 0, 1.7), (1.4, 0.95, 0.95), grey, rng, 0.04, 1).blob((1.45, 0, 2.1), (0.72, 0.62, 0.7), grey, rng, 0.04, 1)
+        m.box((2.05, 0, 1.45), (0.3, 0.3, 1.2), grey).box((2.2, 0, 0.78), (0.5, 0.26, 0.26), grey)
+        for s in (-1, 1):
+            leaf(m, [(1.2, s * 0.5, 2.55), (1.0, s * 1.35, 2.65), (0.95, s * 1.45, 1.8), (1.2, s * 0.55, 1.5)], pale)
+            m.box((2.25, s * 0.3, 1.55), (0.6, 0.12, 0.12), WHITE).box((2.02, s * 0.32, 2.3), (0.12, 0.12, 0.14), DARK)
+        return Mesh().place(m, scale=size)
+    coat, long, tall, deep = {"giraffe": ((0.95, 0.70, 0.25), 1.5, 1.7, 0.8), "camel": ((0.78, 0.55, 0.30), 1.7, 1.15, 0.7)}[kind]
     wide = 0.5 * deep + 0.25
-    thick = 0.4 if kind == "elephant" else 0.2
+    thick = 0.2
     for sx in (-1, 1):
         for sy in (-1, 1):
             m.box((sx * (long / 2 - thick / 2), sy * (wide / 2 - thick / 2), tall / 2), (thick, thick, tall), coat)
@@ -267,9 +280,6 @@ def beast(kind: str, size: float = 1.0) -> Mesh:
         for z in (0.5, 1.1):
             m.box((0.75, 0, top + z), (0.36, 0.34, 0.28), (0.55, 0.28, 0.10))
         m.box((0.85, 0, top + 2.25), (0.08, 0.22, 0.28), (0.45, 0.25, 0.10))
-    elif kind == "elephant":
-        m.box((1.4, 0, top - 0.45), (0.9, 0.8, 0.95), coat).box((1.9, 0, top - 1.2), (0.26, 0.26, 1.5), coat)
-        m.box((1.25, 0, top - 0.4), (0.2, 1.7, 1.0), (0.66, 0.62, 0.68)).box((1.95, 0.25, top - 0.95), (0.5, 0.1, 0.12), WHITE).box((1.95, -0.25, top - 0.95), (0.5, 0.1, 0.12), WHITE)
     else:
         m.box((0.05, 0, top + 0.22), (0.7, 0.4, 0.5), coat, taper=0.4).box((0.05, 0, top - 0.2), (0.7, wide + 0.08, 0.6), (0.85, 0.15, 0.25))
         m.box((1.05, 0, top + 0.2), (0.24, 0.22, 1.2), coat).box((1.3, 0, top + 0.8), (0.65, 0.24, 0.3), coat)

@@ -41,13 +41,13 @@ FLOORS: dict[str, tuple[str, Colour, Colour]] = {
 Plan = tuple[str, str, str, int, tuple[str, ...]]
 GALLERY: tuple[tuple[str, tuple[Plan, ...]], ...] = (
     ("day", (
-        ("red", "cream", "oak planks", 1, ("fireplace", "sofa", "bookshelf", "coffee", "plant", "lamp")),
+        ("red", "cream", "oak planks", 1, ("fireplace", "sofa", "bookshelf", "coffee", "plant", "piano", "armchair", "lamp", "clock", "globe")),
         ("yellow", "orange", "black and white tiles", 2, ("kitchen", "table", "dresser", "plant")),
         ("blue", "navy", "beige carpet", 0, ("bed", "bookshelf", "dresser", "lamp", "toys")),
     )),
     ("night", (
-        ("violet", "navy", "pale planks", 3, ("aquarium", "bookshelf", "desk", "globe", "bookshelf", "lamp", "armchair")),
-        ("orange", "yellow", "blue carpet", 2, ("piano", "sofa", "coffee", "clock", "plant", "lamp")),
+        ("violet", "navy", "pale planks", 3, ("aquarium", "bookshelf", "desk", "globe", "bookshelf", "lamp", "armchair", "plant", "clock")),
+        ("orange", "yellow", "blue carpet", 2, ("piano", "sofa", "coffee", "fireplace", "plant", "lamp", "dresser", "toys")),
     )),
     ("golden", (
         ("green", "cream", "terracotta tiles", 5, ("kitchen", "table", "plant", "clock")),
@@ -56,12 +56,12 @@ GALLERY: tuple[tuple[str, tuple[Plan, ...]], ...] = (
         ("blue", "yellow", "pink tiles", 7, ("bath", "dresser", "plant", "armchair")),
     )),
     ("dusk", (
-        ("teal", "cream", "dark planks", 5, ("piano", "bookshelf", "sofa", "globe", "plant", "lamp")),
+        ("teal", "cream", "dark planks", 5, ("piano", "bookshelf", "sofa", "globe", "plant", "fireplace", "desk", "armchair", "lamp", "coffee")),
         ("cream", "orange", "red carpet", 4, ("bed", "aquarium", "dresser", "lamp")),
         ("lavender", "violet", "green and white tiles", 3, ("table", "kitchen", "clock", "plant")),
     )),
     ("dawn", (
-        ("mint", "teal", "pink tiles", 0, ("kitchen", "table", "bookshelf", "plant", "clock", "toys")),
+        ("mint", "teal", "pink tiles", 0, ("kitchen", "table", "bookshelf", "plant", "clock", "toys", "sofa")),
         ("lavender", "pink", "dark planks", 2, ("bed", "desk", "aquarium", "dresser", "lamp", "plant", "coffee")),
     )),
     ("overcast", (
@@ -114,7 +114,7 @@ class _Room:
 
     def light(self, points: np.ndarray) -> np.ndarray:
         """Share of light [N] at points [N, 3]: about 1 near lamp and windows, 0.75 in far corners."""
-        total = np.full(len(points), 0.80)
+        total = np.full(len(points), 0.86)
         for place, strength, reach in self.lights:
             total += strength * np.exp(-np.linalg.norm(points - place, axis=-1) / reach)
         return np.clip(total, 0.0, 1.22)
@@ -134,7 +134,7 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     for room in rooms:
         _shell(mesh, room, rng, hour, colliders, focus)
         _furnish(mesh, room, rng, colliders, focus)
-    spots = np.array([(rng.uniform(r.x0 + 0.7, r.x1 - 0.7), rng.uniform(r.y0 + 0.7, r.y1 - 0.7)) for r in rooms for _ in range(70)])
+    spots = np.array([(rng.uniform(r.x0 + 0.9, r.x1 - 0.9), rng.uniform(r.y0 + 0.9, r.y1 - 0.9)) for r in rooms for _ in range(70)])
     free = np.ones(len(spots), dtype=bool)
     for c in colliders:
         half = (c.radius, c.radius) if isinstance(c, Cylinder) else (c.half_x, c.half_y)
@@ -144,7 +144,7 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     warm = {"night": (1.0, 0.90, 0.74), "dusk": (1.0, 0.90, 0.84), "golden": (1.0, 0.94, 0.82), "dawn": (1.0, 0.93, 0.90)}.get(hour, (0.98, 0.98, 0.96))
     base = rooms[0].plan[0]
     sky = Sky(
-        zenith=WALLS[base], horizon=WALLS[base], sun_direction=(0.45, -0.6, 0.66), sun_colour=warm, sun_strength=0.34, ambient=0.70,
+        zenith=WALLS[base], horizon=WALLS[base], sun_direction=(0.45, -0.6, 0.66), sun_colour=warm, sun_strength=0.34, ambient=0.86,
         ground_bounce=tuple(0.74 * c for c in warm),
     )  # fmt: skip
     sky.zenith = sky.horizon = tuple(0.96 * c for c in warm)
@@ -252,7 +252,7 @@ def _shell(mesh: Mesh, room: _Room, rng: np.random.Generator, hour: str, collide
         for y0, y1 in _cuts(room.y0, room.y1, 1.1):
             panels.polygon([(x0, y0, HEIGHT), (x0, y1, HEIGHT), (x1, y1, HEIGHT), (x1, y0, HEIGHT)], (0.97, 0.96, 0.93))
     x, y = (room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2
-    light = room.light(panels.triangles.mean(1))
+    light = np.repeat(room.light(panels.triangles.reshape(-1, 6, 3).mean(1)), 2)  # panels are quads of two triangles
     mesh.add(panels.triangles, np.clip(panels.colours * light[:, None], 0, 1))
     mesh.box((x, y, HEIGHT - 0.08), (0.04, 0.04, 0.16), WALNUT)
     mesh.cylinder((x, y, HEIGHT - 0.40), 0.36, 0.26, BRIGHT[tint] if tint != 6 else WHITE, 10, top_radius=0.10, cap=False)
@@ -269,14 +269,15 @@ def _wall(panels: Mesh, side: _Side, colour: np.ndarray) -> None:
     marks = sorted({0.0, side.length, *[v for pair in side.doors + side.windows for v in pair]})
     columns = [cut for a, b in zip(marks[:-1], marks[1:], strict=True) for cut in _cuts(a, b, 1.0)]
     rows = ((-0.02, 0.14), (0.14, SILL), (SILL, WINDOW_TOP), (WINDOW_TOP, DOOR_HIGH), (DOOR_HIGH, HEIGHT + 0.02))
-    for a, b in columns:
+    for i, (a, b) in enumerate(columns):
+        stripe = 1.0 if i % 2 else 0.93
         for z0, z1 in rows:
             middle, height = (a + b) / 2, (z0 + z1) / 2
             door = any(lo < middle < hi for lo, hi in side.doors) and height < DOOR_HIGH
             window = any(lo < middle < hi for lo, hi in side.windows) and SILL < height < WINDOW_TOP
             if door or window:
                 continue
-            shade = np.array(WHITE) if z1 < 0.2 else colour * (0.84 if z1 <= SILL else 1.0)
+            shade = np.array(WHITE) if z1 < 0.2 else colour * stripe * (0.82 if z1 <= SILL else 1.0)
             p, q = side.at(a, THICK), side.at(b, THICK)
             panels.polygon([(*p, z0), (*q, z0), (*q, z1), (*p, z1)], tuple(shade))
 
@@ -312,6 +313,8 @@ def _window(mesh: Mesh, side: _Side, a: float, b: float, hour: str) -> None:
 def _floor(panels: Mesh, room: _Room, rng: np.random.Generator, kind: tuple[str, Colour, Colour]) -> None:
     style, one, two = kind
     one, two = np.array(one), np.array(two)
+    x0, x1, y0, y1 = room.x0 - THICK, room.x1 + THICK, room.y0 - THICK, room.y1 + THICK
+    panels.polygon([(x0, y0, -0.04), (x1, y0, -0.04), (x1, y1, -0.04), (x0, y1, -0.04)], tuple(0.9 * (one + two) / 2))  # behind cracks
 
     def tile(x0: float, x1: float, y0: float, y1: float, colour: np.ndarray) -> None:
         panels.polygon([(x0, y0, 0), (x1, y0, 0), (x1, y1, 0), (x0, y1, 0)], tuple(np.clip(colour, 0, 1)))
@@ -335,7 +338,7 @@ def _furnish(mesh: Mesh, room: _Room, rng: np.random.Generator, colliders: list,
     cx, cy = (room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2
     long = room.x1 - room.x0 > 8
     middles = 0
-    for name in room.plan[4]:
+    for name in sorted(room.plan[4], key=lambda n: (not PIECES[n].middle, not PIECES[n].tall, -PIECES[n].width)):  # what fits hardest first
         piece = PIECES[name]
         if piece.middle:
             offset = (-2.8, 2.8, 0.0)[middles % 3] if long else 0.0
@@ -351,7 +354,7 @@ def _furnish(mesh: Mesh, room: _Room, rng: np.random.Generator, colliders: list,
             focus.append((x, y, 0.8))
             room.placed.append(piece.words)
             continue
-        for _ in range(60):
+        for _ in range(90):
             side = room.sides[int(rng.integers(4))]
             s = rng.uniform(0.1 + piece.width / 2 + THICK, side.length - piece.width / 2 - THICK - 0.1)
             a, b = s - piece.width / 2, s + piece.width / 2
@@ -371,19 +374,27 @@ def _furnish(mesh: Mesh, room: _Room, rng: np.random.Generator, colliders: list,
     if not middles:
         _rug(mesh, cx, cy, rng, BRIGHT[(room.plan[3] + 3) % 6])
     for side in room.sides:
-        for _ in range(8):
+        hung = 0
+        for _ in range(14):
             s, w = rng.uniform(0.8, side.length - 0.8), rng.uniform(0.8, 1.15)
             if side.free(s - w / 2 - 0.12, s + w / 2 + 0.12, side.doors, side.windows, side.hidden):
                 _picture(mesh, side, s, w, rng)
-                side.hidden.append((s - w / 2, s + w / 2))
-                break
+                side.hidden.append((s - w / 2 - 0.5, s + w / 2 + 0.5))
+                hung += 1
+                if hung >= side.length / 3.2:
+                    break
 
 
 def _rug(mesh: Mesh, x: float, y: float, rng: np.random.Generator, colour: Colour) -> None:
     w, d = rng.uniform(2.6, 3.0), rng.uniform(2.0, 2.3)
-    for k, c in ((1.0, colour), (0.82, (0.97, 0.94, 0.86)), (0.68, colour)):
-        z = 0.018 + 0.02 * (1 - k) * 2
-        mesh.polygon([(x - k * w / 2, y - k * d / 2, z), (x + k * w / 2, y - k * d / 2, z), (x + k * w / 2, y + k * d / 2, z), (x - k * w / 2, y + k * d / 2, z)], c)
+    cream, z = (0.97, 0.94, 0.86), 0.035
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (w / 2, d / 2)
+    rings = [np.column_stack([corners * k + (x, y), np.full(4, z)]) for k in (1.0, 0.84, 0.66, 0.36)]
+    for outer, inner, c in zip(rings, rings[1:], (colour, cream, colour), strict=False):
+        for i in range(4):
+            j = (i + 1) % 4
+            mesh.polygon([outer[i], outer[j], inner[j], inner[i]], c)
+    mesh.polygon(rings[-1], cream)
 
 
 def _picture(mesh: Mesh, side: _Side, s: float, w: float, rng: np.random.Generator) -> None:
@@ -406,6 +417,8 @@ def _caption(rooms: list[_Room], hour: str) -> str:
     colours = [r.plan[0] for r in rooms]
     things = []
     for r in rooms:
-        things += [t for t in r.placed if t not in things][: 2 if len(rooms) < 4 else 1]
+        r.placed.sort(key=lambda w: next(i for i, n in enumerate(r.plan[4]) if PIECES[n].words == w))
+        things += [t for t in r.placed if t not in things][: 2 if len(rooms) == 2 else 1]
+    things = things[:3]
     listed = ", ".join(things[:-1]) + " and " + things[-1] if len(things) > 1 else "".join(things)
-    return f"{numbers[len(rooms)]} furnished rooms {hours.WORDS[hour]}, {', '.join(colours[:-1])} and {colours[-1]}, with {listed}."
+    return f"{numbers[len(rooms)]} rooms {hours.WORDS[hour]}, {', '.join(colours[:-1])} and {colours[-1]}, with {listed}."

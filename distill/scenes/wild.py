@@ -109,7 +109,7 @@ class _Land:
         px, py = x + q * np.cos(w), y + q * np.sin(w)
         self.mesh.polygon(np.column_stack([px, py, self.ground(px, py) + lift]), colour)
 
-    def strew(self, patches: tuple, stones: Colour, tuft: Colour, counts: tuple[int, int, int] = (70, 46, 110)) -> None:
+    def strew(self, patches: tuple, stones: Colour, tuft: Colour, counts: tuple[int, int, int] = (120, 50, 100)) -> None:
         """Patches, stones and tufts over the walkable middle."""
         rng, keep = self.rng, (self.shore + 2.0 if self.shore else REACH + 5)
         for _ in range(counts[0]):
@@ -196,7 +196,7 @@ def _desert(land: _Land, tents: list[str]) -> Scene:
     land.boulders(5, (0.78, 0.48, 0.34))
     land.path(180, 0, ((0.80, 0.52, 0.30), (0.99, 0.92, 0.72)))
     land.strew(((0.88, 0.64, 0.32), (0.99, 0.90, 0.62), (0.80, 0.55, 0.30)), (0.72, 0.45, 0.34), (0.45, 0.62, 0.22))
-    return land.scene(f"A yellow sand desert {hours.WORDS[land.hour]} with a stepped pyramid, green cacti, a {tents[0]} tent, an oasis and red mesas.")
+    return land.scene(f"A yellow desert {hours.WORDS[land.hour]} with a stepped pyramid, cacti, {_a(tents[0])} tent, an oasis and red mesas.")
 
 
 def _canyon(land: _Land, tents: list[str]) -> Scene:
@@ -255,13 +255,13 @@ def _island(land: _Land, tents: list[str]) -> Scene:
             bush.blob((0.5 * np.cos(a), 0.5 * np.sin(a), 0.65), 0.16, c, rng, 0.1, 0)
         land.put(bush, b, rng.uniform(6, 13), solid=0.7)
     land.path(92, 0, ((0.99, 0.92, 0.68), (0.86, 0.72, 0.48)), 14.0)
-    land.strew(((0.62, 0.88, 0.34), (0.30, 0.66, 0.24), (0.97, 0.90, 0.60)), (0.72, 0.70, 0.68), (0.18, 0.60, 0.22), (60, 40, 110))
-    return land.scene(f"A green palm island {hours.WORDS[land.hour]} with a red and white lighthouse, a hut with a {tents[0]} roof, beach and turquoise sea.")
+    land.strew(((0.62, 0.88, 0.34), (0.30, 0.66, 0.24), (0.97, 0.90, 0.60)), (0.72, 0.70, 0.68), (0.18, 0.60, 0.22), (100, 40, 100))
+    return land.scene(f"A green island {hours.WORDS[land.hour]} with a red and white lighthouse, {tents[0]}-roofed hut, palms and sea.")
 
 
 def _ice(land: _Land, tents: list[str]) -> Scene:
     rng = land.rng
-    land.shore, land.bump, land.gain = 21.0, 0.12, 1.28
+    land.shore, land.bump, land.gain = 21.0, 0.12, 1.2
     land.terrain(((0.93, 0.96, 1.0), (0.80, 0.90, 0.98)), (0.80, 0.90, 0.98), beach=(0.66, 0.86, 0.96))
     land.sea((0.30, 0.70, 0.86), (0.10, 0.34, 0.60))
     for b, d, r, h in ((5, 38, 8, 15), (-22, 50, 7, 9), (75, 60, 10, 14), (215, 45, 7, 10), (250, 60, 12, 20), (300, 52, 8, 12), (160, 70, 9, 12)):
@@ -281,8 +281,8 @@ def _ice(land: _Land, tents: list[str]) -> Scene:
     for b, d in ((350, 13), (30, 8), (130, 8), (210, 8), (290, 9)):
         land.put(marks.iceberg(rng, 0.9, 1.9, (0.40, 0.78, 0.95)), b, d, solid=1.2)
     land.path(180, 90, ((0.62, 0.74, 0.88), (0.72, 0.82, 0.94)), 12.0)
-    land.strew(((0.70, 0.84, 0.96), (0.99, 0.99, 1.0), (0.60, 0.78, 0.92)), (0.48, 0.54, 0.66), (0.55, 0.70, 0.78), (80, 40, 40))
-    return land.scene(f"A snowy shore {hours.WORDS[land.hour]} with blue icebergs, an igloo, an {tents[1]} tent, penguins and dark firs.".replace("an blue", "a blue"))
+    land.strew(((0.70, 0.84, 0.96), (0.99, 0.99, 1.0), (0.60, 0.78, 0.92)), (0.48, 0.54, 0.66), (0.55, 0.70, 0.78), (120, 44, 40))
+    return land.scene(f"A snowy shore {hours.WORDS[land.hour]} with blue icebergs, an igloo, {_a(tents[1])} tent, penguins and dark firs.")
 
 
 def _savanna(land: _Land, tents: list[str]) -> Scene:
@@ -310,14 +310,14 @@ def _savanna(land: _Land, tents: list[str]) -> Scene:
         land.put(marks.acacia(rng, h), b, d, solid=0.5, look=3.0 if h < 5.3 else 0.0)
     land.boulders(4, (0.62, 0.44, 0.38))
     land.path(180, 0, ((0.76, 0.42, 0.22), (0.86, 0.54, 0.30)))
-    land.strew(((0.70, 0.66, 0.22), (0.96, 0.82, 0.42), (0.72, 0.46, 0.22)), (0.56, 0.42, 0.38), (0.62, 0.64, 0.16), (70, 30, 160))
-    return land.scene(f"A golden savanna {hours.WORDS[land.hour]} with flat acacias, a huge baobab, giraffes, elephants at a blue pond and straw huts.")
+    land.strew(((0.70, 0.66, 0.22), (0.96, 0.82, 0.42), (0.72, 0.46, 0.22)), (0.56, 0.42, 0.38), (0.62, 0.64, 0.16), (110, 36, 110))
+    return land.scene(f"A wide savanna {hours.WORDS[land.hour]} with acacias, a huge baobab, giraffes, elephants, a pond and straw huts.")
 
 
 def _dunes(land: _Land, tents: list[str]) -> Scene:
     rng, night = land.rng, hours.lit(land.hour)
-    land.hills, land.gain = 11.0, 1.55 if night else 1.2
-    land.terrain(((0.72, 0.52, 0.80), (0.60, 0.42, 0.74)), (0.60, 0.46, 0.80))
+    land.hills, land.gain = 11.0, 1.36 if night else 1.15
+    land.terrain(((0.76, 0.58, 0.80), (0.62, 0.46, 0.74)), (0.62, 0.48, 0.80))
     shine = 0.75 if night else 0.0
     land.put(marks.camp_fire(rng), 10, 5.0, solid=1.1, look=0.8)
     x0, y0, _ = land.at(10, 5.0)
@@ -328,11 +328,11 @@ def _dunes(land: _Land, tents: list[str]) -> Scene:
     land.put(marks.teepee((0.20, 0.72, 0.85), (1.0, 0.92, 0.70), 5.2, shine), 210, 15, solid=2.4, look=2.0)
     land.put(marks.pyramid(30.0, ((0.95, 0.66, 0.36), (0.80, 0.48, 0.36)), cap=(1.0, 0.90, 0.45)), 90, 48, look=6.0)
     land.put(marks.pyramid(18.0, ((0.90, 0.60, 0.38), (0.74, 0.44, 0.38)), 6, cap=(1.0, 0.90, 0.45)), 62, 58)
-    x, y, _ = land.at(0, 230)  # the moon
+    x, y, _ = land.at(0, 140)  # the moon
     a = np.arange(18) * (2 * np.pi / 18)
-    out, side = np.array([x, y, 0]) / 230, np.array([-y, x, 0]) / 230
-    for r, near, c in ((22.0, 0, (0.55, 0.58, 0.86)), (17.0, 2, (1.0, 0.95, 0.74))):
-        ring = out * (230 - near) + (0, 0, 62.0) + r * (np.cos(a)[:, None] * side + np.sin(a)[:, None] * np.array([0, 0, 1.0]))
+    out, side = np.array([x, y, 0]) / 140, np.array([-y, x, 0]) / 140
+    for r, near, c in ((15.0, 0, (0.50, 0.52, 0.84)), (11.5, 2, (1.0, 0.96, 0.70))):
+        ring = out * (140 - near) + (0, 0, 38.0) + r * (np.cos(a)[:, None] * side + np.sin(a)[:, None] * np.array([0, 0, 1.0]))
         marks.leaf(land.mesh, ring, c, 1.0)
     land.focus.append((x / 10, y / 10, 5.0))
     land.put(marks.arch(rng, 13.0, 9.0, 3.4, ((0.52, 0.34, 0.70), (0.64, 0.42, 0.74))), 270, 21, look=4.0)
@@ -350,12 +350,16 @@ def _dunes(land: _Land, tents: list[str]) -> Scene:
     land.boulders(6, (0.44, 0.34, 0.62))
     land.path(180, 0, ((0.86, 0.66, 0.84), (0.50, 0.36, 0.68)))
     land.strew(((0.82, 0.62, 0.86), (0.50, 0.36, 0.68), (0.90, 0.70, 0.78)), (0.44, 0.36, 0.62), (0.30, 0.60, 0.62))
-    return land.scene(f"Violet dunes {hours.WORDS[land.hour]} with a camp fire, striped tents, camels, an orange pyramid and a great yellow moon.")
+    return land.scene(f"Violet dunes {hours.WORDS[land.hour]} with a camp fire, striped tents, camels, orange pyramids and a yellow moon.")
 
 
 def _smooth(t: np.ndarray | float) -> np.ndarray:
     t = np.clip(t, 0.0, 1.0)
     return t * t * (3 - 2 * t)
+
+
+def _a(word: str) -> str:
+    return ("an " if word[0] in "aeiou" else "a ") + word
 
 
 def _in_disc(rng: np.random.Generator, radius: float) -> tuple[float, float]:
