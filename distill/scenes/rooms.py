@@ -145,7 +145,7 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     base = rooms[0].plan[0]
     sky = Sky(
         zenith=WALLS[base], horizon=WALLS[base], sun_direction=(0.45, -0.6, 0.66), sun_colour=warm, sun_strength=0.34, ambient=0.86,
-        ground_bounce=tuple(0.74 * c for c in warm),
+        ground_bounce=tuple(0.80 * c for c in warm),
     )  # fmt: skip
     sky.zenith = sky.horizon = tuple(0.96 * c for c in warm)
     return Scene(
@@ -231,8 +231,8 @@ def _shell(mesh: Mesh, room: _Room, rng: np.random.Generator, hour: str, collide
     wall, accent, floor, tint, _ = room.plan
     panels = Mesh()
     for i, side in enumerate(room.sides):
-        colour = np.array(WALLS[accent] if i == 0 else WALLS[wall])
-        _wall(panels, side, colour)
+        own, other = np.array(WALLS[wall]), np.array(WALLS[accent])
+        _wall(panels, side, *((0.94 * other, 0.64 * other + 0.36 * own) if i == 0 else (own, 0.92 * own)))
         solid = [0.0, *[v for door in sorted(side.doors) for v in door], side.length]
         for a, b in zip(solid[::2], solid[1::2], strict=True):
             x, y = side.at((a + b) / 2)
@@ -250,7 +250,7 @@ def _shell(mesh: Mesh, room: _Room, rng: np.random.Generator, hour: str, collide
     _floor(panels, room, rng, FLOORS[floor])
     for x0, x1 in _cuts(room.x0, room.x1, 1.1):
         for y0, y1 in _cuts(room.y0, room.y1, 1.1):
-            panels.polygon([(x0, y0, HEIGHT), (x0, y1, HEIGHT), (x1, y1, HEIGHT), (x1, y0, HEIGHT)], (0.97, 0.96, 0.93))
+            panels.polygon([(x0, y0, HEIGHT), (x0, y1, HEIGHT), (x1, y1, HEIGHT), (x1, y0, HEIGHT)], (0.80, 0.79, 0.76))
     x, y = (room.x0 + room.x1) / 2, (room.y0 + room.y1) / 2
     light = np.repeat(room.light(panels.triangles.reshape(-1, 6, 3).mean(1)), 2)  # panels are quads of two triangles
     mesh.add(panels.triangles, np.clip(panels.colours * light[:, None], 0, 1))
@@ -264,20 +264,20 @@ def _cuts(low: float, high: float, size: float) -> list[tuple[float, float]]:
     return list(zip(at[:-1], at[1:], strict=True))
 
 
-def _wall(panels: Mesh, side: _Side, colour: np.ndarray) -> None:
-    """Panels between the openings: skirting, a darker dado below, the colour above."""
+def _wall(panels: Mesh, side: _Side, *stripes: np.ndarray) -> None:
+    """Panels between the openings, striped: skirting, a darker dado below, the colour above."""
     marks = sorted({0.0, side.length, *[v for pair in side.doors + side.windows for v in pair]})
     columns = [cut for a, b in zip(marks[:-1], marks[1:], strict=True) for cut in _cuts(a, b, 1.0)]
     rows = ((-0.02, 0.14), (0.14, SILL), (SILL, WINDOW_TOP), (WINDOW_TOP, DOOR_HIGH), (DOOR_HIGH, HEIGHT + 0.02))
     for i, (a, b) in enumerate(columns):
-        stripe = 1.0 if i % 2 else 0.93
+        colour = stripes[i % len(stripes)]
         for z0, z1 in rows:
             middle, height = (a + b) / 2, (z0 + z1) / 2
             door = any(lo < middle < hi for lo, hi in side.doors) and height < DOOR_HIGH
             window = any(lo < middle < hi for lo, hi in side.windows) and SILL < height < WINDOW_TOP
             if door or window:
                 continue
-            shade = np.array(WHITE) if z1 < 0.2 else colour * stripe * (0.82 if z1 <= SILL else 1.0)
+            shade = np.array(WHITE) if z1 < 0.2 else colour * (0.82 if z1 <= SILL else 1.0)
             p, q = side.at(a, THICK), side.at(b, THICK)
             panels.polygon([(*p, z0), (*q, z0), (*q, z1), (*p, z1)], tuple(shade))
 
@@ -375,7 +375,7 @@ def _furnish(mesh: Mesh, room: _Room, rng: np.random.Generator, colliders: list,
         _rug(mesh, cx, cy, rng, BRIGHT[(room.plan[3] + 3) % 6])
     for side in room.sides:
         hung = 0
-        for _ in range(14):
+        for _ in range(24):
             s, w = rng.uniform(0.8, side.length - 0.8), rng.uniform(0.8, 1.15)
             if side.free(s - w / 2 - 0.12, s + w / 2 + 0.12, side.doors, side.windows, side.hidden):
                 _picture(mesh, side, s, w, rng)

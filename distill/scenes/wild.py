@@ -287,8 +287,8 @@ def _ice(land: _Land, tents: list[str]) -> Scene:
 
 def _savanna(land: _Land, tents: list[str]) -> Scene:
     rng = land.rng
-    land.hills, land.gain = 5.0, 1.3
-    land.terrain(((0.96, 0.80, 0.34), (0.90, 0.70, 0.26)), (0.76, 0.66, 0.34))
+    land.hills, land.gain = 5.0, 1.2
+    land.terrain(((0.93, 0.77, 0.34), (0.78, 0.69, 0.28)), (0.72, 0.70, 0.36))
     x, y, _ = land.at(60, 260)  # a far snow-capped mountain
     land.mesh.cylinder((x, y, -5), 130, 52, (0.46, 0.48, 0.66), 11, top_radius=48).cylinder((x, y, 47), 48, 20, (0.97, 0.97, 1.0), 11, top_radius=20)
     land.put(marks.baobab(rng, 11.0), 0, 17, solid=2.5, look=5.0)
