@@ -221,3 +221,12 @@ def test_dataset_refuses_reserved_seeds(tmp_path):
 def test_importing_is_cheap():
     code = "import sys, distill.scenes; sys.exit('panda3d' in sys.modules or 'av' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("family", scenes.FAMILIES)
+def test_every_family_can_be_walked(family, monkeypatch):
+    module = pytest.importorskip(f"distill.scenes.{family}")
+    monkeypatch.setattr(scenes, "build_scene", lambda seed: module.build(np.random.default_rng(seed), variant=None))
+    clip = scenes.render(40, "w*8 left*8", size=(24, 24))
+    assert clip.caption and (clip.actions[1:, 0] > 0).any()
+    assert np.abs(np.diff(clip.frames.astype(int), axis=0)).max() > 20

@@ -52,6 +52,7 @@ def facet_light(normal: np.ndarray, scene: Scene) -> np.ndarray:
     facing = normal @ sun
     if scene.indoor:  # soft light from everywhere: walls turned away must not go black
         facing = 0.5 * facing + 0.5
+        ambient = ambient + 0.2 * np.clip(-up, 0.0, 1.0)  # lamps shine at the ceiling too
     direct = np.clip(facing, 0.0, 1.0)[:, None] * np.asarray(sky.sun_colour)
     far = np.clip(normal @ fill, 0.0, 1.0)[:, None] * horizon * FILL
     return sky.ambient * ambient * 0.97 + sky.sun_strength * direct + max(sky.sun_strength, 0.3) * far

@@ -15,7 +15,7 @@ from worldmodel.actions import NUM_ACTIONS, STATIC, Action, to_array
 from worldmodel.camera import integrate, motion_from_actions
 
 MARGIN, MARGIN_INDOOR = 0.45, 0.30  # metres that the camera keeps from colliders
-_TRIES = 40
+_TRIES = 24
 
 
 class Space:
@@ -119,10 +119,10 @@ def interest(image: np.ndarray) -> float:
     small = image.astype(np.int16)
     codes = (small // 24) @ np.array([1, 12, 144])
     counts = np.bincount(codes.reshape(-1))
-    colours = (counts >= max(3, codes.size // 400)).sum() / 9
+    colours = (counts >= max(3, codes.size // 400)).sum() / 10
     low = small[small.shape[0] // 3 :]  # edges of clouds do not count
     edges = (np.abs(np.diff(low, axis=1)).max(-1) > 20).mean() + (np.abs(np.diff(small, axis=0)).max(-1) > 20).mean()
-    return float(min(colours, edges / 0.07))
+    return float(min(colours, edges / 0.09))
 
 
 def start_view(scene: Scene | Space, seed: int, k: int, frame: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
