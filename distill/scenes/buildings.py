@@ -248,8 +248,27 @@ def flower_field(rng: np.random.Generator, colour: Colour, lit: bool) -> Part:
 
 LANDMARKS: dict[str, tuple[Callable[..., Part], str]] = {
     "barn": (barn, "barn"), "windmill": (windmill, "windmill"), "church": (church, "church"), "well": (well, "well"), "lighthouse": (lighthouse, "lighthouse"),
-    "pagoda": (pagoda, "pagoda"), "torii": (torii, "gate"), "watch_tower": (watch_tower, "watch tower"), "tent": (tent, "tent"), "snowman": (snowman, "snowman"),
-    "giant_fir": (giant_fir, "fir tree with lights"), "great_tree": (great_tree, "old tree"), "stall": (stall, "market stall"), "camp_fire": (camp_fire, "camp fire"),
-    "hay_bale": (hay_bale, "hay bales"), "balloon": (balloon, "hot-air balloon"), "boat": (boat, "boat"),
+    "pagoda": (pagoda, "pagoda"), "torii": (torii, "gate"), "watch_tower": (watch_tower, "watch tower"), "tent": (tent, "tent"), "snowman": (snowman, "snowman in a {} scarf"),
+    "giant_fir": (giant_fir, "{} fir with lights"), "great_tree": (great_tree, "giant {} tree"), "stall": (stall, "market stall"), "camp_fire": (camp_fire, "camp fire"),
+    "hay_bale": (hay_bale, "{} hay bale"), "balloon": (balloon, "hot-air balloon"), "boat": (boat, "boat"),
     "flower_field": (flower_field, "flower field"),
 }  # fmt: skip
+
+SHINING = frozenset({"camp_fire", "giant_fir", "stall", "crystals"})
+"""Landmarks that light their surroundings at night."""
+
+
+def phrase(word: str, colour: str) -> str:
+    """A landmark's word with its colour and article; several things need none."""
+    text = word.format(colour) if "{}" in word else f"{colour} {word}"
+    return text if text.endswith("crystals") else f"a{'n' if text[0] in 'aeiou' else ''} {text}"
+
+
+def sentence(start: str, things: list[str], last: str, limit: int = 20) -> str:
+    """A caption of at most `limit` words: as many of `things` as fit (one at least, three at most), then `last`."""
+    things = list(dict.fromkeys(things))
+    for count in (3, 2, 1):
+        text = f"{start} with {', '.join(things[:count])} and {last}."
+        if len(text.split()) <= limit:
+            break
+    return text

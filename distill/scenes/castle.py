@@ -38,16 +38,17 @@ class Style:
     broken: float = 0.0
     snow: bool = False
     columns: int = 4
+    moss: Colour | None = None
     cap: Colour | None = (0.96, 0.97, 0.98)
 
 
 STYLES: dict[str, Style] = {
     "grey": Style("grey stone castle courtyard", (0.70, 0.71, 0.74), ((0.86, 0.82, 0.74), (0.72, 0.67, 0.60)), ((0.40, 0.74, 0.28), (0.48, 0.80, 0.32), (0.56, 0.84, 0.38)), (0.42, 0.70, 0.36), (0.48, 0.56, 0.70), (("round", (0.16, 0.56, 0.22)), ("round", (0.34, 0.66, 0.22)))),
     "sand": Style("sandstone palace courtyard", (0.94, 0.78, 0.52), ((0.20, 0.64, 0.66), (0.95, 0.90, 0.78)), ((0.95, 0.82, 0.54), (0.92, 0.76, 0.47), (0.97, 0.86, 0.62)), (0.94, 0.76, 0.46), (0.88, 0.62, 0.42), (("palm", (0.22, 0.62, 0.26)),), top="dome", cap=None),
-    "marble": Style("marble ruin", (0.93, 0.90, 0.92), ((0.90, 0.86, 0.90), (0.66, 0.56, 0.74)), ((0.58, 0.68, 0.44), (0.66, 0.74, 0.48), (0.76, 0.70, 0.56)), (0.60, 0.58, 0.48), (0.56, 0.42, 0.64), (("tall", (0.16, 0.46, 0.34)),), top="broken", broken=0.75, columns=10),
-    "dark": Style("dark stone castle", (0.46, 0.46, 0.64), ((0.62, 0.60, 0.78), (0.38, 0.38, 0.56)), ((0.24, 0.50, 0.44), (0.30, 0.56, 0.48), (0.22, 0.44, 0.46)), (0.28, 0.48, 0.48), (0.34, 0.38, 0.60), (("round", (0.50, 0.26, 0.60)), ("pine", (0.12, 0.42, 0.40)))),
-    "ice": Style("ice castle courtyard", (0.72, 0.88, 0.97), ((0.62, 0.80, 0.95), (0.90, 0.95, 0.98)), ((0.93, 0.96, 0.98), (0.88, 0.93, 0.98), (0.97, 0.97, 0.98)), (0.90, 0.94, 0.98), (0.62, 0.72, 0.88), (("pine", (0.12, 0.46, 0.46)),), snow=True),
-    "jungle": Style("overgrown jungle ruin", (0.64, 0.68, 0.54), ((0.74, 0.72, 0.60), (0.54, 0.60, 0.44)), ((0.22, 0.56, 0.24), (0.30, 0.64, 0.26), (0.44, 0.70, 0.28)), (0.18, 0.50, 0.28), (0.28, 0.52, 0.44), (("round", (0.10, 0.50, 0.24)), ("palm", (0.30, 0.68, 0.22))), top="broken", broken=0.6, columns=6, cap=None),
+    "marble": Style("marble ruin", (0.93, 0.90, 0.92), ((0.90, 0.86, 0.90), (0.66, 0.56, 0.74)), ((0.48, 0.72, 0.50), (0.56, 0.79, 0.54), (0.72, 0.76, 0.60)), (0.60, 0.58, 0.48), (0.56, 0.42, 0.64), (("tall", (0.16, 0.46, 0.34)),), top="broken", broken=0.75, columns=8, moss=(0.80, 0.66, 0.86)),
+    "dark": Style("dark stone castle", (0.60, 0.54, 0.62), ((0.80, 0.70, 0.68), (0.50, 0.44, 0.54)), ((0.28, 0.60, 0.40), (0.34, 0.68, 0.42), (0.24, 0.52, 0.40)), (0.28, 0.48, 0.48), (0.34, 0.38, 0.60), (("round", (0.50, 0.26, 0.60)), ("pine", (0.12, 0.42, 0.40)))),
+    "ice": Style("ice castle courtyard", (0.60, 0.83, 0.985), ((0.40, 0.74, 0.97), (0.90, 0.95, 0.98)), ((0.93, 0.96, 0.98), (0.88, 0.93, 0.98), (0.97, 0.97, 0.98)), (0.90, 0.94, 0.98), (0.62, 0.72, 0.88), (("pine", (0.12, 0.46, 0.46)),), snow=True),
+    "jungle": Style("overgrown jungle ruin", (0.74, 0.70, 0.50), ((0.84, 0.78, 0.58), (0.58, 0.62, 0.38)), ((0.22, 0.56, 0.24), (0.30, 0.64, 0.26), (0.44, 0.70, 0.28)), (0.18, 0.50, 0.28), (0.28, 0.52, 0.44), (("round", (0.10, 0.50, 0.24)), ("palm", (0.30, 0.68, 0.22))), top="broken", broken=0.6, columns=6, moss=(0.36, 0.62, 0.28), cap=None),
 }  # fmt: skip
 
 
@@ -70,7 +71,7 @@ class Plan:
 
 GALLERY = (
     Plan("grey", "day", 230, ("red", "blue", "yellow", "green"), ("red", "blue", "yellow", "green"),
-         (("fountain", "blue", 0, 0), ("keep", "blue", 90, 15), ("gate", "orange", 270, 19), ("great_tree", "green", 215, 12), ("stall", "red", 350, 13), ("stall", "yellow", 22, 14), ("well", "red", 160, 11), ("barn", "red", 180, 50))),
+         (("fountain", "blue", 0, 0), ("keep", "blue", 90, 15), ("gate", "orange", 270, 19), ("great_tree", "green", 215, 12), ("stall", "red", 350, 13), ("stall", "yellow", 22, 14), ("well", "red", 160, 11))),
     Plan("sand", "golden", 245, ("teal", "orange", "teal", "crimson"), ("crimson", "teal", "orange", "purple"),
          (("fountain", "teal", 180, 8), ("gate", "teal", 0, 19), ("obelisk", "crimson", 262, 11), ("temple", "orange", 90, 14), ("stall", "purple", 225, 14), ("stall", "orange", 200, 15), ("tent", "crimson", 318, 13), ("ziggurat", "golden", 140, 62)), floor="checker"),
     Plan("marble", "dusk", 170, ("purple", "teal", "crimson", "golden"), ("purple", "teal", "crimson", "golden"),
@@ -104,15 +105,11 @@ def random_plan(rng: np.random.Generator) -> Plan:
 def caption(plan: Plan) -> str:
     """One sentence: the place, the hour, and the first landmarks with their colours."""
     every = strongholds.LANDMARKS | buildings.LANDMARKS
-    things = []
-    for name, colour, _, distance in plan.landmarks:
-        word = every[name][1]
-        thing = f"{colour} {word}" if word == "crystals" else f"a{'n' if colour[0] in 'aeiou' else ''} {colour} {word}"
-        if thing not in things and distance < 40:
-            things.append(thing)
+    things = [buildings.phrase(every[name][1], colour) for name, colour, _, distance in plan.landmarks if distance < 40]
     style = STYLES[plan.style]
     towers = f"{plan.roofs[0]} and {plan.roofs[1]} towers" if style.broken == 0 and plan.roofs[0] != plan.roofs[1] else "broken walls" if style.broken else f"{plan.roofs[0]} towers"
-    return f"A{'n' if style.word[0] in 'aeiou' else ''} {style.word} {hours.WORDS[plan.hour]} with {', '.join(things[:3])} and {towers}."
+    start = f"A{'n' if style.word[0] in 'aeiou' else ''} {style.word} {hours.WORDS[plan.hour]}"
+    return buildings.sentence(start, things, towers)
 
 
 def _at(azimuth: float, distance: float) -> tuple[float, float]:
@@ -135,12 +132,16 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
         near = distance < REACH + 1
         turn = 0.0 if name in ("keep", "gate", "temple", "ziggurat") else rng.uniform(-0.25, 0.25)
         site.put(part, x, y, facing(np.radians(azimuth)) + turn, 1.0 if near else 1.8, focus=2.2 if near else None)
+        if name in buildings.SHINING:
+            site.lights.append((x, y, 1.2))
     _walls(site, rng, plan, style, lit)
     _furniture(site, rng, plan, style, lit)
     _outside(site, rng, plan, style, height)
+    if lit:
+        parts.lamplight(site)
     return Scene(
         family="castle", caption=caption(plan), mesh=site.mesh, sky=hours.sky(rng, plan.hour, np.radians(plan.sun)), colliders=site.colliders,
-        ground=height, bounds=(-REACH, REACH, -REACH, REACH), ceiling=10.0, step=0.18, spots=site.spots(rng, REACH - 3), focus=np.array(site.focus),
+        ground=height, bounds=(-REACH, REACH, -REACH, REACH), ceiling=10.0, step=0.18, spots=site.spots(rng, REACH - 3, 2.8), focus=np.array(site.focus),
     )  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def _walls(site: Site, rng: np.random.Generator, plan: Plan, style: Style, lit: 
     snow = (0.96, 0.97, 0.985) if style.snow else None
     for side in range(4):
         azimuth = side * 90.0
-        part = strongholds.wall(rng, 2 * WALL - 4, shade(style.stone, 0.97 + 0.03 * side), broken=style.broken, cap=snow)
+        part = strongholds.wall(rng, 2 * WALL - 4, shade(style.stone, 0.97 + 0.03 * side), broken=style.broken, cap=snow, moss=style.moss)
         if not style.broken:
             for x in (-12.5, -7.5, 7.5, 12.5):
                 part.mesh.place(strongholds.banner(COLOURS[plan.banners[side]]), x, -0.82, 4.5)
@@ -210,15 +211,16 @@ def _furniture(site: Site, rng: np.random.Generator, plan: Plan, style: Style, l
     if plan.hour in ("night", "dusk", "dawn"):
         for x, y in site.scatter(rng, 9 if lit else 5, 5, 18, 0.8):
             site.put(strongholds.torch(rng), x, y)
-    for x, y in site.scatter(rng, 6, 7, 18.5, 1.2):
+            site.lights.append((x, y, 1.8))
+    for x, y in site.scatter(rng, 4, 9, 18.5, 1.2):
         if rng.uniform() < 0.65:
             site.put(parts.crate(rng, rng.uniform(0.8, 1.1)), x, y, rng.uniform(0, 1.5))
             site.put(parts.crate(rng, 0.7, (0.80, 0.58, 0.34)), x + 1.1, y + 0.2, rng.uniform(0, 1.5))
         else:
             site.put(parts.barrel(), x, y)
-    for x, y in site.scatter(rng, 8, 8, 18.5, 1.6):
+    for x, y in site.scatter(rng, 6, 11, 18.5, 1.6):
         site.put(_tree(rng, style, True), x, y, rng.uniform(0, 6))
-    for x, y in site.scatter(rng, 10, 6, 19, 0.9):
+    for x, y in site.scatter(rng, 7, 8, 19, 0.9):
         if style.broken or style.snow or rng.uniform() < 0.3:
             site.put(parts.rock(rng, shade(style.stone, 0.88), rng.uniform(0.4, 0.85), 0, (0.96, 0.97, 0.985) if style.snow else None), x, y, rng.uniform(0, 6))
         elif style.cap is not None:

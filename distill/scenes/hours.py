@@ -17,7 +17,7 @@ WORDS = {
     "day": "on a clear day",
     "golden": "in the golden afternoon",
     "dusk": "at pink dusk",
-    "overcast": "under a pale overcast sky",
+    "overcast": "under an overcast sky",
     "night": "on a starry night",
 }
 

@@ -39,6 +39,7 @@ class Site:
         self.colliders: list[Box | Cylinder] = []
         self.taken: list[tuple[float, float, float]] = []
         self.focus: list[tuple[float, float, float]] = []
+        self.lights: list[tuple[float, float, float]] = []
 
     def put(self, part: Part, x: float, y: float, yaw: float = 0.0, scale: float = 1.0, focus: float | None = None, z: float = 0.0) -> None:
         """Place `part`; with `focus` (a height in metres) it is worth looking at."""
@@ -82,11 +83,22 @@ class Site:
         solid = np.array([(c.x, c.y, np.hypot(c.half_x, c.half_y) * 0.85 if isinstance(c, Box) else c.radius) for c in self.colliders])
         while len(solid):
             gap = (np.hypot(points[:, None, 0] - solid[:, 0], points[:, None, 1] - solid[:, 1]) - solid[:, 2]).min(1)
-            if (gap > clearance).sum() >= 12 or clearance < 1.0:
+            if (gap > clearance).sum() >= 60 or clearance < 1.0:
                 points = points[gap > clearance]
                 break
             clearance -= 0.4
         return points[:count]
+
+
+def lamplight(site: Site, reach: float = 4.5, warm: Colour = (1.12, 0.98, 0.74)) -> None:
+    """Brighten and warm what lies within about `reach` metres of the site's lights, as lamps do at night."""
+    if not site.lights:
+        return
+    triangles, colours, glow = site.mesh.triangles, site.mesh.colours, site.mesh.glow
+    away = np.linalg.norm(triangles.mean(1)[:, None] - np.array(site.lights), axis=-1).min(1)
+    share = 0.6 * np.exp(-((away / reach) ** 2))
+    tint = 1 + share[:, None] * (np.array(warm) - 1)
+    site.mesh = Mesh().add(triangles, np.clip(np.where(glow[:, None] > share[:, None], colours, colours * tint), 0, 0.985), np.maximum(glow, share))
 
 
 def shade(colour: Colour, factor: float) -> Colour:
@@ -332,7 +344,7 @@ def pool(mesh: Mesh, rng: np.random.Generator, x: float, y: float, radius: float
         within = np.column_stack([edge * inner + (x, y), np.full(sides, z_out)])
         following = np.roll(np.arange(sides), -1)
         quads = np.concatenate([np.stack([ring, ring[following], within[following]], 1), np.stack([ring, within[following], within], 1)])
-        mesh.add(quads, np.clip(np.array(tone) * (1 + rng.uniform(-0.06, 0.06, (len(quads), 1))), 0, 0.985), 0.0 if tone is shore else glow)
+        mesh.add(quads, np.clip(np.array(tone) * (1 + rng.uniform(-0.08, 0.08, (len(quads), 1))), 0, 0.985), 0.0 if tone is shore else glow)
 
 
 def mountain(rng: np.random.Generator, radius: float, height: float, colour: Colour, cap: Colour | None = (0.96, 0.97, 0.98), sides: int = 8, cap_at: float = 0.62) -> Part:

@@ -16,7 +16,7 @@ from distill.scenes.scene import Box, Cylinder
 WATER = (0.22, 0.62, 0.94)
 
 
-def masonry(mesh: Mesh, rng: np.random.Generator, start: tuple, end: tuple, height: float, colour: Colour, block: float = 2.4, course: float = 1.35, z: float = 0.0) -> None:
+def masonry(mesh: Mesh, rng: np.random.Generator, start: tuple, end: tuple, height: float, colour: Colour, block: float = 2.4, course: float = 1.35, z: float = 0.0, moss: Colour | None = None) -> None:
     """A wall face of large stones from `start` to `end` (x, y), seen from the left of that direction."""
     start, end = np.array(start, dtype=float), np.array(end, dtype=float)
     length, rows = float(np.hypot(*(end - start))), max(1, round(height / course))
@@ -29,10 +29,13 @@ def masonry(mesh: Mesh, rng: np.random.Generator, start: tuple, end: tuple, heig
                 low, high = z + height * row / rows, z + height * (row + 1) / rows
                 quads += [[(*q, low), (*p, low), (*p, high)], [(*q, low), (*p, high), (*q, high)]]
     tone = np.repeat(1 + rng.uniform(-0.09, 0.07, len(quads) // 2), 2)
-    mesh.add(np.array(quads), np.clip(np.array(colour) * tone[:, None], 0, 0.985))
+    base = np.broadcast_to(np.array(colour), (len(quads), 3))
+    if moss is not None:
+        base = np.where(np.repeat(rng.uniform(size=len(quads) // 2) < 0.3, 2)[:, None], np.array(moss), base)
+    mesh.add(np.array(quads), np.clip(base * tone[:, None], 0, 0.985))
 
 
-def wall(rng: np.random.Generator, length: float, colour: Colour, height: float = 5.2, thick: float = 1.6, broken: float = 0.0, cap: Colour | None = None) -> Part:
+def wall(rng: np.random.Generator, length: float, colour: Colour, height: float = 5.2, thick: float = 1.6, broken: float = 0.0, cap: Colour | None = None, moss: Colour | None = None) -> Part:
     """A crenellated wall along x; `broken` in 0..1 is how much of its top has fallen."""
     mesh, solids = Mesh(), []
     pieces = 1 if broken == 0 else max(2, round(length / 3.2))
@@ -42,8 +45,8 @@ def wall(rng: np.random.Generator, length: float, colour: Colour, height: float 
         if h < 0.5:
             continue
         y = thick / 2
-        masonry(mesh, rng, (x1, -y), (x0, -y), h, colour)
-        masonry(mesh, rng, (x0, y), (x1, y), h, colour, block=4.8, course=2.6)
+        masonry(mesh, rng, (x1, -y), (x0, -y), h, colour, moss=moss)
+        masonry(mesh, rng, (x0, y), (x1, y), h, colour, block=4.8, course=2.6, moss=moss)
         if broken:
             masonry(mesh, rng, (x0, -y), (x0, y), h, colour)
             masonry(mesh, rng, (x1, y), (x1, -y), h, colour)
@@ -139,7 +142,8 @@ def ziggurat(rng: np.random.Generator, colour: Colour, lit: bool, stone: Colour)
     mesh, z = Mesh(), 0.0
     for i in range(5):
         w = 12.0 - 2.1 * i
-        mesh.box((0, 0, z + 0.8), (w, w, 1.6), shade(stone, 1.06 if i % 2 else 0.9), taper=0.94)
+        tone = np.array(shade(stone, 1.06 if i % 2 else 0.92)) * (0.65 if i % 2 else 1.0) + np.array(colour) * (0.35 if i % 2 else 0.0)
+        mesh.box((0, 0, z + 0.8), (w, w, 1.6), tuple(tone), taper=0.94)
         z += 1.6
     for i in range(8):
         mesh.box((0, -6.5 + 0.56 * i, 0.5 + i * 0.98), (2.4, 1.4, 1.0), shade(stone, 1.15))

@@ -44,7 +44,7 @@ class Biome:
 
 BIOMES: dict[str, Biome] = {
     "meadow": Biome("green meadow", ((0.38, 0.74, 0.26), (0.46, 0.80, 0.30), (0.56, 0.84, 0.34)), (0.40, 0.70, 0.34), (0.90, 0.78, 0.54), (("round", (0.16, 0.56, 0.20)), ("round", (0.30, 0.66, 0.20)), ("tall", (0.20, 0.60, 0.28))), (0.46, 0.56, 0.72), (COLOURS["red"], COLOURS["yellow"], COLOURS["white"], COLOURS["purple"])),
-    "autumn": Biome("autumn", ((0.80, 0.64, 0.26), (0.86, 0.71, 0.32), (0.72, 0.66, 0.28)), (0.80, 0.58, 0.30), (0.66, 0.57, 0.62), (("round", (0.92, 0.42, 0.10)), ("round", (0.84, 0.20, 0.12)), ("tall", (0.97, 0.74, 0.16))), (0.60, 0.46, 0.46), (COLOURS["orange"], COLOURS["red"], COLOURS["yellow"])),
+    "autumn": Biome("autumn", ((0.90, 0.68, 0.26), (0.95, 0.78, 0.36), (0.76, 0.74, 0.32)), (0.80, 0.58, 0.30), (0.66, 0.57, 0.62), (("round", (0.92, 0.42, 0.10)), ("round", (0.84, 0.20, 0.12)), ("tall", (0.97, 0.74, 0.16))), (0.60, 0.46, 0.46), (COLOURS["orange"], COLOURS["red"], COLOURS["yellow"])),
     "blossom": Biome("spring blossom", ((0.52, 0.70, 0.36), (0.60, 0.76, 0.42), (0.84, 0.66, 0.66)), (0.62, 0.66, 0.46), (0.86, 0.80, 0.76), (("round", (0.98, 0.62, 0.76)), ("round", (0.96, 0.46, 0.64)), ("round", (0.97, 0.84, 0.90))), (0.58, 0.44, 0.62), (COLOURS["pink"], COLOURS["white"], COLOURS["purple"])),
     "snow": Biome("snowy", ((0.88, 0.92, 0.97), (0.94, 0.96, 0.98), (0.80, 0.87, 0.95)), (0.86, 0.91, 0.96), (0.70, 0.66, 0.66), (("pine", (0.10, 0.40, 0.34)), ("pine", (0.16, 0.46, 0.42))), (0.52, 0.60, 0.76), (), (0.50, 0.55, 0.64), snow=True, plants=10, tree_height=6.0),
     "pine": Biome("pine forest", ((0.26, 0.50, 0.26), (0.32, 0.56, 0.28), (0.44, 0.58, 0.28)), (0.20, 0.44, 0.30), (0.64, 0.50, 0.36), (("pine", (0.08, 0.38, 0.24)), ("pine", (0.14, 0.48, 0.26)), ("tall", (0.62, 0.76, 0.26))), (0.42, 0.54, 0.62), (COLOURS["white"], COLOURS["purple"]), woods=48, inner_trees=13, tree_height=7.2),
@@ -117,15 +117,11 @@ def random_plan(rng: np.random.Generator) -> Plan:
 
 def caption(plan: Plan) -> str:
     """One sentence: biome, hour, and the first landmarks with their colours."""
-    things = []
-    for name, colour, *_ in plan.landmarks:
-        word = buildings.LANDMARKS[name][1]
-        thing = f"{colour} {word}" if name == "hay_bale" else f"a{'n' if colour[0] in 'aeiou' else ''} {colour} {word}"
-        if thing not in things:
-            things.append(thing)
+    things = [buildings.phrase(buildings.LANDMARKS[name][1], colour) for name, colour, *_ in plan.landmarks]
     water = {"ice": "a frozen pond"}.get(plan.water, "a blue lake") if plan.lake else "a blue river" if plan.river is not None else f"houses with {plan.houses[0][1]} roofs"
     word = BIOMES[plan.biome].word
-    return f"A{'n' if word[0] in 'aeiou' else ''} {word} village {hours.WORDS[plan.hour]} with {', '.join(things[:3])} and {water}."
+    start = f"A{'n' if word[0] in 'aeiou' else ''} {word} village {hours.WORDS[plan.hour]}"
+    return buildings.sentence(start, things, water)
 
 
 def _at(azimuth: float, distance: float) -> tuple[float, float]:
@@ -144,6 +140,8 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
         x, y = _at(azimuth, distance)
         focus = None if lift else min(3.0, 1.0 + distance / 8)
         site.put(part, x, y, facing(np.radians(azimuth)) + rng.uniform(-0.25, 0.25), focus=focus, z=lift[0] if lift else 0.0)
+        if name in buildings.SHINING:
+            site.lights.append((x, y, 1.0))
     for wall, roof, azimuth, distance in plan.houses:
         size = (rng.uniform(5.6, 7.2), rng.uniform(4.8, 5.8), rng.uniform(2.7, 3.4))
         x, y = _at(azimuth, distance)
@@ -152,6 +150,8 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     _paths(site, rng, plan, biome, lit)
     _plants(site, rng, biome, height)
     _mountains(site, rng, plan, biome)
+    if lit:
+        parts.lamplight(site)
     return Scene(
         family="village", caption=caption(plan), mesh=site.mesh, sky=hours.sky(rng, plan.hour, np.radians(plan.sun)), colliders=site.colliders,
         ground=height, bounds=(-REACH, REACH, -REACH, REACH), ceiling=9.0, step=0.18, spots=site.spots(rng, REACH - 4), focus=np.array(site.focus),
@@ -175,7 +175,7 @@ def _water(site: Site, rng: np.random.Generator, plan: Plan, biome: Biome) -> No
         out, along = np.array([np.cos(a), np.sin(a)]), np.array([-np.sin(a), np.cos(a)])
         bends = [out * (16 + 2.0 * np.sin(t / 9)) + along * t for t in np.linspace(-40, 40, 9)]
         parts.ribbon(site.mesh, rng, bends, 6.4, (0.86, 0.78, 0.58) if not biome.snow else (0.8, 0.86, 0.93), z=0.03, across=1, pace=4.0)
-        line = parts.ribbon(site.mesh, rng, bends, 4.6, colour, z=0.07, across=2, pace=1.8, jitter=0.06, glow=0.12)
+        line = parts.ribbon(site.mesh, rng, bends, 4.6, colour, z=0.07, across=2, pace=1.6, jitter=0.10, glow=0.12)
         for x, y in line[::2]:
             site.take(x, y, 2.6)
         site.focus.append((*(out * 16), 0.8))
@@ -200,7 +200,9 @@ def _paths(site: Site, rng: np.random.Generator, plan: Plan, biome: Biome, lit: 
             site.taken.append((x, y, 0.9))
         if k % 2 == 0 or lit:
             x, y = line[len(line) * 2 // 3] + np.array([-np.sin(a), np.cos(a)]) * 1.9
-            site.put(parts.lamp(lit, post), x, y) if site.free(x, y, 0.3) else None
+            if site.free(x, y, 0.3):
+                site.put(parts.lamp(lit, post), x, y)
+                site.lights.append((x, y, 2.2))
     for x, y in site.scatter(rng, 4, 15, 24, 2.8):
         site.put(parts.fence(4.8, parts.WOOD if biome.snow else parts.WHITE), x, y, np.arctan2(y, x) + np.pi / 2)
 
