@@ -1,0 +1,223 @@
+"""The HTTP and WebSocket routes around one model. Nothing here knows of any page.
+
+    WS   /api/v1/stream                     messages and frames of `protocol`
+    POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
+    GET  /api/v1/gallery                    worlds to start in, each with a thumbnail
+    GET  /healthz                           {"ok": true, "occupied": false}
+    GET  /wm-static/...                     client.js, style.css, and index.html: a page without any framework
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+from starlette.datastructures import Headers
+
+from worldmodel.server import protocol as p
+from worldmodel.server.images import ImageError, load_start_image
+from worldmodel.server.lobby import Busy, Lobby
+from worldmodel.server.session import Session
+from worldmodel.server.settings import ServerSettings
+from worldmodel.server.uploads import Uploads
+
+STATIC_DIR = Path(__file__).parent / "static"
+THUMBNAIL_SIDE = 320
+SEND_TIMEOUT_S = 5.0
+UVICORN_OPTIONS = {
+    "ws_per_message_deflate": False,  # JPEG does not compress further; it only costs time
+    "ws_max_size": 65536,
+    "ws_ping_interval": 10,
+    "ws_ping_timeout": 20,
+    "timeout_graceful_shutdown": 3,
+}
+"""How to run the application: ``uvicorn.run(create_app(model), **UVICORN_OPTIONS)``."""
+
+
+def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
+    """Application that lets one visitor at a time walk through worlds of `model`."""
+    settings = settings or ServerSettings()
+    uploads = Uploads(settings.uploads_kept)
+    lobby = Lobby(model, settings, uploads.get)
+    gallery = {entry.name: entry for entry in model.gallery}
+    thumbnails: dict[str, bytes] = {}
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await lobby.close()
+
+    app = FastAPI(title="worldmodel", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.websocket("/api/v1/stream")
+    async def stream(websocket: WebSocket) -> None:
+        if not _origin_allowed(websocket.headers, settings):
+            await websocket.close()  # before accept: the handshake is answered with 403
+            return
+        wanted = websocket.scope.get("subprotocols", [])
+        await websocket.accept(subprotocol=p.SUBPROTOCOL if p.SUBPROTOCOL in wanted else None)
+        await _serve(_Socket(websocket), lobby, settings)
+
+    @app.post("/api/v1/images")
+    async def upload(request: Request) -> Response:
+        if not _origin_allowed(request.headers, settings):
+            return _refuse(403, "Pictures are taken from this server's own page only.")
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > settings.upload_bytes:
+                return _refuse(413, f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
+        try:
+            picture = await asyncio.to_thread(load_start_image, bytes(body), model.size)
+        except ImageError as error:
+            return _refuse(422, str(error))
+        return JSONResponse({"id": uploads.add(picture)})
+
+    @app.get("/api/v1/gallery")
+    async def list_gallery() -> list[dict[str, str]]:
+        return [
+            {"name": e.name, "prompt": e.prompt, "family": e.family, "thumbnail": f"api/v1/gallery/{quote(e.name, safe='')}/thumbnail"}
+            for e in gallery.values()
+        ]
+
+    @app.get("/api/v1/gallery/{name}/thumbnail")
+    async def thumbnail(name: str) -> Response:
+        if name not in gallery:
+            return _refuse(404, "There is no such world.")
+        if name not in thumbnails:
+            thumbnails[name] = await asyncio.to_thread(_thumbnail, gallery[name].image_path)
+        return Response(thumbnails[name], media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+    @app.get("/healthz")
+    async def health() -> dict[str, bool]:
+        return {"ok": True, "occupied": lobby.occupied}
+
+    app.mount("/wm-static", _FreshFiles(directory=STATIC_DIR, html=True), name="wm-static")
+    return app
+
+
+class _Socket:
+    """`session.Connection` over a WebSocket, and the reading side with its rate limit."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._lock = asyncio.Lock()
+        self._dead = False
+
+    async def send(self, message: p.ServerMessage) -> None:
+        await self._guarded(self._websocket.send_text, message.model_dump_json())
+
+    async def send_frame(self, data: bytes) -> None:
+        await self._guarded(self._websocket.send_bytes, data)
+
+    async def close(self, code: p.CloseCode | int) -> None:
+        await self._guarded(self._websocket.close, int(code))
+
+    async def receive(self) -> p.ClientMessage:
+        """Next message. Raises `ProtocolError` or `WebSocketDisconnect`."""
+        event = await self._websocket.receive()
+        if event["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(event.get("code", 1006))
+        if event.get("text") is None:
+            raise p.ProtocolError("Bad message: clients send JSON text, not binary frames.")
+        return p.parse_client(event["text"])
+
+    async def _guarded(self, send: Any, value: Any) -> None:
+        """Send unless the socket is closed or takes nothing any more; `receive` reports that to whoever serves it."""
+        if self._dead:
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S), self._lock:
+                await send(value)
+        except (WebSocketDisconnect, RuntimeError, TimeoutError):
+            self._dead = True
+
+
+async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings) -> None:
+    """One connection from hello to close."""
+    try:
+        async with asyncio.timeout(settings.hello_s):
+            hello = await socket.receive()
+        if not isinstance(hello, p.Hello):
+            raise p.ProtocolError(f"Bad message: say hello first, not {hello.type}.")
+        session = await lobby.enter(hello, socket)
+    except p.ProtocolError as error:
+        await socket.send(p.Error(code="bad_message", message=str(error)))
+        await socket.close(p.CloseCode.BAD_MESSAGE)
+    except Busy as busy:
+        await socket.send(p.Error(code="busy", message=str(busy), retry_after_s=busy.retry_after_s))
+        await socket.close(p.CloseCode.BUSY)
+    except TimeoutError:
+        await socket.close(p.CloseCode.BAD_MESSAGE)
+    except WebSocketDisconnect:
+        return
+    else:
+        for_good = False
+        try:
+            for_good = await _listen(socket, session, settings)
+        finally:
+            lobby.leave(session, socket, for_good)
+
+
+async def _listen(socket: _Socket, session: Session, settings: ServerSettings) -> bool:
+    """Hand messages to the session until the connection ends; True when the visitor said bye."""
+    tokens, filled = 2 * settings.messages_per_s, time.monotonic()
+    try:
+        while True:
+            message = await socket.receive()
+            now = time.monotonic()
+            tokens, filled = min(2 * settings.messages_per_s, tokens + (now - filled) * settings.messages_per_s), now
+            if tokens < 1:
+                await socket.send(p.Error(code="rate", message=f"More than {settings.messages_per_s:.0f} messages a second."))
+                await socket.close(p.CloseCode.BUSY)
+                return False
+            tokens -= 1
+            if isinstance(message, p.Bye):
+                await socket.close(1000)
+                return True
+            await session.handle(message)
+    except p.ProtocolError as error:
+        await socket.send(p.Error(code="bad_message", message=str(error)))
+        await socket.close(p.CloseCode.BAD_MESSAGE)
+    except WebSocketDisconnect:
+        return False
+    return False
+
+
+def _origin_allowed(headers: Headers, settings: ServerSettings) -> bool:
+    """Browsers always say where a page came from; only this server's own pages may use it. Other programs say nothing."""
+    origin = headers.get("origin")
+    if origin is None or origin in settings.allowed_origins:
+        return True
+    return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+
+
+def _refuse(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status_code=status)
+
+
+def _thumbnail(path: str | Path) -> bytes:
+    with Image.open(path) as image:
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.convert("RGB").save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+class _FreshFiles(StaticFiles):
+    """Static files that a browser asks about every time, so that an update is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response

@@ -1,0 +1,287 @@
+"""What travels between a client and the server: typed JSON messages and binary frames (protocol 1).
+
+Text frames of the WebSocket are JSON objects with a `type`; unknown types, unknown fields and wrong types are refused.
+Binary frames (server to client only) are a 32-byte little-endian header and a picture:
+
+    offset  0      4        5      6      7           8      12          16     20    24  26  28
+    field   WMF1   version  codec  flags  header len  frame  action_seq  chunk  t_ms  w   h   payload len
+
+`frame` counts sent frames of a session and never goes back, also across resets and reconnections.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from worldmodel.actions import KEY_BINDINGS
+
+PROTOCOL = 1
+SUBPROTOCOL = "wm.v1"
+MAX_PROMPT = 1000
+MIN_SPEED, MAX_SPEED = 0.5, 2.0
+
+U32 = Annotated[int, Field(ge=0, lt=2**32)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+Degrees = Annotated[float, Field(ge=-360.0, le=360.0)]
+
+
+class ProtocolError(ValueError):
+    """A message or frame that is not of this protocol. The message says what is wrong with it."""
+
+
+class CloseCode(IntEnum):
+    """WebSocket close codes. A client reconnects by itself on any other code (1001, 1006, 1012, ...)."""
+
+    BAD_MESSAGE = 4400
+    IDLE = 4408
+    REPLACED = 4409
+    BUSY = 4429
+    ENGINE = 4500
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+# ---- client to server -------------------------------------------------------------------------------------------------
+
+
+class Hello(_Message):
+    """First message. `resume` is the token of an earlier `ready`; with it the same world goes on."""
+
+    type: Literal["hello"] = "hello"
+    proto: int
+    resume: str | None = Field(default=None, max_length=100)
+    window: int = Field(default=3, ge=1, le=16)
+
+    @field_validator("proto")
+    @classmethod
+    def _known(cls, proto: int) -> int:
+        if proto != PROTOCOL:
+            raise ValueError(f"this server speaks protocol {PROTOCOL}, not {proto}")
+        return proto
+
+
+class ActionMessage(_Message):
+    """All keys held now, and how far the view was turned by mouse since the last message (degrees right, degrees down)."""
+
+    type: Literal["action"] = "action"
+    seq: U32
+    keys: list[str] = Field(max_length=len(KEY_BINDINGS))
+    look: tuple[Degrees, Degrees] = (0.0, 0.0)
+
+    @field_validator("keys")
+    @classmethod
+    def _bound(cls, keys: list[str]) -> list[str]:
+        for key in keys:
+            if key not in KEY_BINDINGS:
+                raise ValueError(f"unknown key {key[:32]!r}; bound keys are {', '.join(KEY_BINDINGS)}")
+        return keys
+
+
+class Ack(_Message):
+    """Every frame up to and including `frame` was painted or skipped; gives their credit back."""
+
+    type: Literal["ack"] = "ack"
+    frame: U32
+
+
+class Reset(_Message):
+    """Start anew from a gallery world, from an uploaded image, or (neither given) from where this world began."""
+
+    type: Literal["reset"] = "reset"
+    gallery: Name | None = None
+    image: Name | None = None
+    prompt: Prompt | None = None
+    seed: U32 | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Reset:
+        if self.gallery is not None and self.image is not None:
+            raise ValueError("give gallery or image, not both")
+        return self
+
+
+class Config(_Message):
+    """Change what is given: the prompt, the speed of movement, the JPEG quality."""
+
+    type: Literal["config"] = "config"
+    prompt: Prompt | None = None
+    speed: float | None = Field(default=None, ge=MIN_SPEED, le=MAX_SPEED)
+    quality: int | None = Field(default=None, ge=20, le=95)
+
+
+class Pause(_Message):
+    type: Literal["pause"] = "pause"
+
+
+class Resume(_Message):
+    type: Literal["resume"] = "resume"
+
+
+class Ping(_Message):
+    type: Literal["ping"] = "ping"
+    t: float
+
+
+class Bye(_Message):
+    """The visitor leaves for good; the place is free at once."""
+
+    type: Literal["bye"] = "bye"
+
+
+ClientMessage = Hello | ActionMessage | Ack | Reset | Config | Pause | Resume | Ping | Bye
+_CLIENT = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+
+# ---- server to client -------------------------------------------------------------------------------------------------
+
+
+class Ready(_Message):
+    """Answer to `hello`: what will be streamed, which keys do what, and the token that resumes this session."""
+
+    type: Literal["ready"] = "ready"
+    proto: int = PROTOCOL
+    session: str
+    resume: str
+    resumed: bool
+    codec: Literal["jpeg"] = "jpeg"
+    fps: float
+    width: int
+    height: int
+    chunk: int
+    window: int
+    keys: dict[str, str]
+
+
+class WorldState(_Message):
+    """The world being walked through; sent after `ready` and whenever something of it changes."""
+
+    type: Literal["world"] = "world"
+    gallery: str | None
+    image: str | None
+    prompt: str
+    seed: int
+    speed: float
+    paused: bool
+    loading: bool = False
+
+
+class Stats(_Message):
+    """Once a second: frames a second sent, milliseconds a model step and an encode take, acknowledgement delay, drops."""
+
+    type: Literal["stats"] = "stats"
+    fps: float
+    step_ms: float
+    encode_ms: float
+    latency_ms: float
+    quality: int
+    dropped: int
+
+
+class End(_Message):
+    type: Literal["end"] = "end"
+    reason: Literal["idle", "replaced", "shutdown"]
+
+
+class Error(_Message):
+    """`busy` comes with `retry_after_s`; `bad_message`, `rate` and `engine` end the connection, the others do not."""
+
+    type: Literal["error"] = "error"
+    code: Literal["busy", "bad_message", "rate", "not_found", "image", "engine"]
+    message: str
+    retry_after_s: float | None = None
+
+
+class Pong(_Message):
+    type: Literal["pong"] = "pong"
+    t: float
+
+
+ServerMessage = Ready | WorldState | Stats | End | Error | Pong
+_SERVER = TypeAdapter(Annotated[ServerMessage, Field(discriminator="type")])
+
+
+def _parse(adapter: TypeAdapter, text: str | bytes):
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(f"Bad message{f' ({where})' if where else ''}: {first['msg'].removeprefix('Value error, ')}.") from None
+
+
+def parse_client(text: str | bytes) -> ClientMessage:
+    """Message of a client. Raises `ProtocolError` with one sentence that names the field."""
+    return _parse(_CLIENT, text)
+
+
+def parse_server(text: str | bytes) -> ServerMessage:
+    """Message of a server (for Python clients and tests)."""
+    return _parse(_SERVER, text)
+
+
+# ---- binary frames ----------------------------------------------------------------------------------------------------
+
+MAGIC = b"WMF1"
+HEADER = struct.Struct("<4sBBBBIIIIHHI")
+assert HEADER.size == 32
+
+
+class Codec(IntEnum):
+    RAW = 0
+    JPEG = 1
+    WEBP = 2
+    H264 = 3
+    PNG = 5
+
+
+class Flags(IntFlag):
+    NONE = 0
+    KEY = 1
+    CHUNK_START = 2
+    RESET = 4
+    REDUCED = 8
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """Header of one binary frame. `action_seq` is the newest `action` message that had a say in this picture."""
+
+    frame: int
+    action_seq: int
+    chunk: int
+    t_ms: int
+    width: int
+    height: int
+    codec: Codec = Codec.JPEG
+    flags: Flags = Flags.KEY
+
+
+def pack_frame(header: FrameHeader, payload: bytes) -> bytes:
+    """Header and payload as one binary frame."""
+    h = header
+    values = (h.frame, h.action_seq, h.chunk, h.t_ms & 0xFFFFFFFF, h.width, h.height, len(payload))
+    try:
+        return HEADER.pack(MAGIC, PROTOCOL, h.codec, h.flags, HEADER.size, *values) + payload
+    except struct.error as error:
+        raise ProtocolError(f"A frame header field is out of range ({error}): {header}.") from None
+
+
+def unpack_frame(data: bytes) -> tuple[FrameHeader, bytes]:
+    """Inverse of `pack_frame`. Raises `ProtocolError` when the bytes are no whole frame of this protocol."""
+    if len(data) < HEADER.size:
+        raise ProtocolError(f"A frame has at least {HEADER.size} bytes, got {len(data)}.")
+    magic, version, codec, flags, size, frame, seq, chunk, t_ms, width, height, length = HEADER.unpack_from(data)
+    if magic != MAGIC or version != PROTOCOL or size < HEADER.size:
+        raise ProtocolError(f"Not a frame of protocol {PROTOCOL} (magic {magic!r}, version {version}, header of {size} bytes).")
+    if len(data) != size + length:
+        raise ProtocolError(f"The frame announces {length} bytes of picture and carries {len(data) - size}.")
+    if codec not in Codec._value2member_map_:
+        raise ProtocolError(f"Unknown codec {codec}.")
+    return FrameHeader(frame, seq, chunk, t_ms, width, height, Codec(codec), Flags(flags)), data[size:]

@@ -1,0 +1,368 @@
+"""One person's walk: held keys in, paced frames out, one world.
+
+Three tasks share the event loop and never block it: `_step_loop` starts a chunk in the model's thread just in time, with
+the keys held at that moment; `_send_loop` encodes a frame when it is due and the client has credit for it; `_stats_loop`
+reports once a second. A session outlives its connection: a client that comes back with the token goes on in the world.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from worldmodel.server import protocol as p
+from worldmodel.server.controls import Controls
+from worldmodel.server.images import ImageError
+from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
+from worldmodel.server.settings import ServerSettings
+
+_SEND_MARGIN_S = 0.005  # encoding and hand-over, on top of the model's step
+
+
+class Connection(Protocol):
+    """Where messages go. Sending to a closed connection does nothing: the receiving side notices."""
+
+    async def send(self, message: p.ServerMessage) -> None: ...
+    async def send_frame(self, data: bytes) -> None: ...
+    async def close(self, code: p.CloseCode | int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a world begins."""
+
+    picture: Path | Image.Image | None
+    prompt: str
+    seed: int
+    gallery: str | None = None
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class _Frame:
+    pixels: np.ndarray  # uint8 [H, W, 3]
+    chunk: int
+    seq: int
+    flags: p.Flags
+
+
+class Session:
+    """State of one visitor.
+
+    Args:
+        model: A `WorldModel` (or anything with its face).
+        model_thread: The one thread in which the model may run.
+        find_image: Upload id -> uint8 [H, W, 3], or None when it is unknown.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: ServerSettings,
+        model_thread: Executor,
+        find_image: Callable[[str], np.ndarray | None],
+    ) -> None:
+        self.id, self.token = secrets.token_hex(4), secrets.token_urlsafe(18)
+        self.touched = time.monotonic()  # last time the visitor did something
+        self.connection: Connection | None = None
+        self._model, self._settings, self._thread, self._find_image = model, settings, model_thread, find_image
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._changed = asyncio.Event()
+        self._born = time.monotonic()
+
+        self._world: Any = None
+        first = next(iter(model.gallery), None)
+        self._origin = self._from_gallery(first) if first else Origin(None, "", 0)
+        self._reset: Origin | None = self._origin if first else None
+        self._prompt = self._origin.prompt
+        self._new_prompt: str | None = None
+        self._speed, self._paused, self._quality = 1.0, False, settings.quality
+
+        self._controls = Controls()
+        self._credit = Credit(settings.window)
+        self._clock = PlayoutClock(model.fps)
+        self._step_time = StepTime()
+        self._queue: deque[_Frame] = deque()
+        self._shown: _Frame | None = None
+        self._frame = self._epoch = 0
+        self._background: set[asyncio.Task] = set()
+        self._sent_since = self._dropped = 0
+        self._encode_s = self._ack_s = 0.0
+
+    # ---- the visitor comes, speaks, and goes --------------------------------------------------------------------------
+
+    async def attach(self, connection: Connection, hello: p.Hello) -> None:
+        """Stream to `connection` from now on; an older one is told that it was replaced."""
+        resumed, old = self._world is not None, self.connection
+        self.connection = None
+        if old is not None:
+            self._in_background(_dismiss(old, p.End(reason="replaced"), p.CloseCode.REPLACED))
+        self._controls = Controls()
+        self._credit = Credit(min(hello.window, self._settings.window))
+        height, width = self._model.size
+        ready = p.Ready(
+            session=self.id, resume=self.token, resumed=resumed, fps=float(self._model.fps), width=width, height=height,
+            chunk=self._model.chunk_frames, window=self._credit.window, keys=dict(p.KEY_BINDINGS),
+        )  # fmt: skip
+        await connection.send(ready)
+        await connection.send(self._state())
+        if self._shown is not None and not self._queue:
+            self._queue.append(replace(self._shown, seq=0, flags=p.Flags.KEY | p.Flags.RESET))
+        self._clock.skip_to(time.monotonic())
+        self.connection = connection
+        self._touch()
+
+    def detach(self, connection: Connection) -> bool:
+        """The connection is gone: let go of every key and rest. False when another has replaced it already."""
+        if connection is not self.connection:
+            return False
+        self.connection = None
+        self._controls.release()
+        self._changed.set()
+        return True
+
+    async def handle(self, message: p.ClientMessage) -> None:
+        """Act on one message. Raises `ProtocolError` when it makes no sense now."""
+        match message:
+            case p.ActionMessage():
+                self._controls.update(message.seq, message.keys, message.look)
+            case p.Ack():
+                self._acknowledge(message.frame)
+                return
+            case p.Ping():
+                await self._send(p.Pong(t=message.t))
+                return
+            case p.Reset():
+                await self._request_reset(message)
+            case p.Config():
+                self._new_prompt = message.prompt if message.prompt is not None else self._new_prompt
+                self._prompt = message.prompt if message.prompt is not None else self._prompt
+                self._speed = message.speed or self._speed
+                self._quality = message.quality or self._quality
+                await self._send(self._state())
+            case p.Pause():
+                self._paused = True
+                await self._send(self._state())
+            case p.Resume():
+                self._paused = False
+                self._clock.skip_to(time.monotonic())
+                await self._send(self._state())
+            case _:
+                raise p.ProtocolError(f"Bad message: {message.type} is not understood here.")
+        self._touch()
+
+    async def end(self, reason: str, code: p.CloseCode | int) -> None:
+        """Tell the visitor why it is over and close the connection."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await _dismiss(connection, p.End(reason=reason), code)
+
+    async def run(self) -> None:
+        """Play until cancelled. An exception of the model ends the connection, and is raised again."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in (self._step_loop, self._send_loop, self._stats_loop):
+                    group.create_task(loop(), name=f"session-{self.id}-{loop.__name__}")
+        except* Exception:
+            connection, self.connection = self.connection, None
+            if connection is not None:
+                error = p.Error(code="engine", message="The model failed; the server's log says why.")
+                await _dismiss(connection, error, p.CloseCode.ENGINE)
+            raise
+        finally:
+            self._encoder.shutdown(wait=False)
+
+    # ---- worlds -------------------------------------------------------------------------------------------------------
+
+    def _from_gallery(self, entry: Any) -> Origin:
+        return Origin(Path(entry.image_path), entry.prompt, 0, gallery=entry.name)
+
+    async def _request_reset(self, reset: p.Reset) -> None:
+        origin = self._origin
+        if reset.gallery is not None:
+            entry = next((entry for entry in self._model.gallery if entry.name == reset.gallery), None)
+            if entry is None:
+                await self._send(p.Error(code="not_found", message=f"There is no world called {reset.gallery!r} here."))
+                return
+            origin = self._from_gallery(entry)
+        elif reset.image is not None:
+            picture = self._find_image(reset.image)
+            if picture is None:
+                await self._send(p.Error(code="not_found", message="That picture is not here any more; upload it again."))
+                return
+            origin = Origin(Image.fromarray(picture), "", 0, image=reset.image)
+        if reset.prompt is not None:
+            origin = replace(origin, prompt=reset.prompt)
+        if reset.seed is not None:
+            origin = replace(origin, seed=reset.seed)
+        self._reset = origin
+        self._epoch += 1
+        self._paused = False
+        self._queue.clear()
+
+    async def _begin_world(self, origin: Origin) -> None:
+        before = self._origin, self._prompt
+        self._origin, self._prompt, self._new_prompt = origin, origin.prompt, None
+        await self._send(self._state(loading=True))
+        try:
+            world = await self._in_model_thread(self._model.start, origin.picture, prompt=origin.prompt, seed=origin.seed)
+        except ImageError as error:
+            self._origin, self._prompt = before
+            await self._send(p.Error(code="image", message=str(error)))
+        else:
+            if self._reset is None:
+                self._world = world
+                self._queue.append(_Frame(world.first_frame, 0, self._controls.seq, p.Flags.KEY | p.Flags.RESET))
+                self._clock.skip_to(time.monotonic())
+        await self._send(self._state(loading=self._reset is not None))
+
+    def _state(self, loading: bool | None = None) -> p.WorldState:
+        o = self._origin
+        loading = self._world is None or self._reset is not None if loading is None else loading
+        return p.WorldState(
+            gallery=o.gallery, image=o.image, prompt=self._prompt, seed=o.seed, speed=self._speed, paused=self._paused, loading=loading
+        )
+
+    # ---- the three loops ----------------------------------------------------------------------------------------------
+
+    async def _step_loop(self) -> None:
+        while True:
+            await self._until(lambda: self._reset is not None or self._may_step())
+            if self._reset is not None:
+                origin, self._reset = self._reset, None
+                await self._begin_world(origin)
+                self._changed.set()
+                continue
+            frames = self._model.chunk_frames
+            wait = self._clock.start_by(len(self._queue), self._step_time.cautious + _SEND_MARGIN_S) - time.monotonic()
+            if wait > 0:
+                await self._until(lambda: self._reset is not None, timeout=wait)
+                continue
+            world, epoch, seq = self._world, self._epoch, self._controls.seq
+            actions = self._controls.latch(frames, self._speed)
+            prompt, self._new_prompt = self._new_prompt, None
+            begun = time.monotonic()
+            chunk = await self._in_model_thread(_step, world, actions, prompt)
+            self._step_time.update(time.monotonic() - begun)
+            self._clock.set_pace(self._step_time.mean, frames)
+            if epoch == self._epoch:
+                self._enqueue(chunk, seq)
+
+    def _may_step(self) -> bool:
+        awake = self.connection is not None and self._world is not None and not self._paused
+        return awake and not self._credit.stalled(time.monotonic(), self._settings.stall_s)
+
+    def _enqueue(self, chunk: Any, seq: int) -> None:
+        if not self._queue:
+            self._clock.restart(time.monotonic())
+        for i, pixels in enumerate(chunk.frames):
+            flags = p.Flags.KEY | (p.Flags.CHUNK_START if i == 0 else p.Flags.NONE)
+            self._queue.append(_Frame(pixels, chunk.index, seq, flags))
+        self._changed.set()
+
+    async def _send_loop(self) -> None:
+        while True:
+            await self._until(lambda: bool(self._queue) and self.connection is not None and not self._paused and self._credit.available)
+            wait = self._clock.due - time.monotonic()
+            if wait > 0:
+                await asyncio.sleep(wait)
+                continue
+            connection, credit, epoch = self.connection, self._credit, self._epoch
+            frame = self._next_frame()
+            begun = time.perf_counter()
+            payload = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, frame.pixels, self._quality)
+            self._encode_s += (time.perf_counter() - begun - self._encode_s) / 8
+            if connection is not self.connection or epoch != self._epoch:
+                continue
+            self._shown, self._frame, self._sent_since = frame, self._frame + 1, self._sent_since + 1
+            now = time.monotonic()
+            credit.sent(self._frame, now)
+            height, width = frame.pixels.shape[:2]
+            t_ms = int((now - self._born) * 1000)
+            header = p.FrameHeader(self._frame, frame.seq, frame.chunk, t_ms, width, height, flags=frame.flags)
+            await connection.send_frame(p.pack_frame(header, payload))
+
+    def _next_frame(self) -> _Frame:
+        """The frame that is due. On a link too slow for all of them, late ones are skipped; their flags are kept."""
+        frame = self._queue.popleft()
+        while self._queue and time.monotonic() - self._clock.due >= self._clock.period:
+            self._clock.tick()
+            self._dropped += 1
+            frame = replace(self._queue[0], flags=self._queue.popleft().flags | frame.flags)
+        self._clock.tick()
+        return frame
+
+    async def _stats_loop(self) -> None:
+        since = time.monotonic()
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            stats = p.Stats(
+                fps=round(self._sent_since / (now - since), 1), step_ms=round(1e3 * (self._step_time.mean or 0.0), 1),
+                encode_ms=round(1e3 * self._encode_s, 2), latency_ms=round(1e3 * self._ack_s, 1),
+                quality=self._quality, dropped=self._dropped,
+            )  # fmt: skip
+            since, self._sent_since = now, 0
+            await self._send(stats)
+
+    # ---- small helpers ------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self, frame: int) -> None:
+        if frame > self._frame:
+            raise p.ProtocolError(f"Bad message: frame {frame} was acknowledged before it was sent.")
+        delay = self._credit.acknowledge(frame, time.monotonic())
+        if delay is not None:
+            self._ack_s += (delay - self._ack_s) / 8
+        self._changed.set()
+
+    def _touch(self) -> None:
+        self.touched = time.monotonic()
+        self._changed.set()
+
+    async def _send(self, message: p.ServerMessage) -> None:
+        if self.connection is not None:
+            await self.connection.send(message)
+
+    async def _until(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait until `ready()`, looked at again after every change, or until `timeout` seconds have passed."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not ready():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return
+
+    def _in_background(self, work: Coroutine) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _in_model_thread(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+
+async def _dismiss(connection: Connection, message: p.ServerMessage, code: p.CloseCode | int) -> None:
+    await connection.send(message)
+    await connection.close(code)
+
+
+def _step(world: Any, actions: list, prompt: str | None) -> Any:
+    if prompt is not None:
+        world.prompt = prompt
+    return world.step(actions)
+
+
+def _encode(pixels: np.ndarray, quality: int) -> bytes:
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorspace="RGB", colorsubsampling="420")

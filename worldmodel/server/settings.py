@@ -1,0 +1,37 @@
+"""Limits and waiting times of the server, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Everything an operator may want to change. Times are seconds, sizes bytes."""
+
+    window: int = 3
+    """Frames that may be on their way without an acknowledgement; more only adds delay."""
+    quality: int = 85
+    """JPEG quality of streamed frames."""
+    grace_s: float = 10.0
+    """How long a dropped visitor's world is kept for the same resume token."""
+    busy_retry_s: float = 4.0
+    """When a visitor who found the place taken should ask again."""
+    idle_s: float = 180.0
+    """A visitor who touches nothing this long makes room, if somebody else is waiting."""
+    stall_s: float = 1.0
+    """The model rests when no frame was acknowledged for this long (a hidden tab, a dead link)."""
+    hello_s: float = 10.0
+    """A socket that does not say hello by then is closed."""
+    messages_per_s: float = 120.0
+    """Sustained rate of client messages; bursts of twice that pass."""
+    upload_bytes: int = 10 * 1024 * 1024
+    uploads_kept: int = 32
+    allowed_origins: tuple[str, ...] = ()
+    """Origins besides the server's own that may open a stream, for example ``https://example.org``."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.window <= 16:
+            raise ValueError(f"window is 1 to 16 frames, got {self.window}.")
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"quality is 1 to 95, got {self.quality}.")
