@@ -161,15 +161,14 @@ def arch(rng: np.random.Generator, span: float, height: float, thick: float, ban
     rings = []
     for i in range(n + 1):
         a = np.pi * i / n
-        out = np.array([np.cos(a), 0.0, np.sin(a)])
+        out = np.array([-np.cos(a), 0.0, np.sin(a)])
         centre = np.array([-np.cos(a) * span / 2, 0.0, np.sin(a) * height - 0.3])
-        out[0] = -out[0]
         w = thick * (0.75 + 0.55 * abs(np.cos(a)) ** 2) * rng.uniform(0.88, 1.12)
         rings.append(np.array([centre + out * np.cos(t) * w * 0.5 + np.array([0, 1.0, 0]) * np.sin(t) * w * 0.5 for t in around]))
     for i in range(n):
         for j in range(sides):
             k = (j + 1) % sides
-            leaf(m, [rings[i][j], rings[i][k], rings[i + 1][k], rings[i + 1][j]], bands[(i if i < n / 2 else n - 1 - i) // 1 % len(bands)])
+            leaf(m, [rings[i][j], rings[i][k], rings[i + 1][k], rings[i + 1][j]], bands[min(i, n - 1 - i) % len(bands)])
     return m
 
 

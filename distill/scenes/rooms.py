@@ -142,12 +142,11 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
             half = half[::-1]
         free &= (np.abs(spots[:, 0] - c.x) > half[0] + 0.55) | (np.abs(spots[:, 1] - c.y) > half[1] + 0.55)
     warm = {"night": (1.0, 0.90, 0.74), "dusk": (1.0, 0.90, 0.84), "golden": (1.0, 0.94, 0.82), "dawn": (1.0, 0.93, 0.90)}.get(hour, (0.98, 0.98, 0.96))
-    base = rooms[0].plan[0]
+    air = tuple(0.96 * c for c in warm)
     sky = Sky(
-        zenith=WALLS[base], horizon=WALLS[base], sun_direction=(0.45, -0.6, 0.66), sun_colour=warm, sun_strength=0.34, ambient=0.86,
+        zenith=air, horizon=air, sun_direction=(0.45, -0.6, 0.66), sun_colour=warm, sun_strength=0.34, ambient=0.86,
         ground_bounce=tuple(0.80 * c for c in warm),
     )  # fmt: skip
-    sky.zenith = sky.horizon = tuple(0.96 * c for c in warm)
     return Scene(
         family="rooms", caption=_caption(rooms, hour), mesh=mesh, sky=sky, colliders=colliders, bounds=(-size[0] / 2 + 0.3, size[0] / 2 - 0.3, -size[1] / 2 + 0.3, size[1] / 2 - 0.3),
         ceiling=2.3, eye_height=1.5, step=0.07, spots=spots[free], focus=np.array(focus), indoor=True,
@@ -305,8 +304,12 @@ def _window(mesh: Mesh, side: _Side, a: float, b: float, hour: str) -> None:
     stretch = 1.0 if hours.lit(hour) else 2.2
     mesh.polygon([(*(centre + side.along * r * stretch * np.cos(u)), 1.82 + r * np.sin(u)) for u in turn], body, 1.0)
     m, d = (a + b) / 2, 0.05
-    for s, z, size in ((a, (SILL + WINDOW_TOP) / 2, (0.1, 0.14, WINDOW_TOP - SILL + 0.1)), (b, (SILL + WINDOW_TOP) / 2, (0.1, 0.14, WINDOW_TOP - SILL + 0.1)), (m, (SILL + WINDOW_TOP) / 2, (0.06, 0.08, WINDOW_TOP - SILL)),
-                       (m, SILL - 0.03, (w + 0.3, 0.24, 0.08)), (m, WINDOW_TOP + 0.03, (w + 0.2, 0.14, 0.1)), (m, 1.55, (w, 0.07, 0.05))):  # fmt: skip
+    half, post = (SILL + WINDOW_TOP) / 2, (0.1, 0.14, WINDOW_TOP - SILL + 0.1)
+    bars = (
+        (a, half, post), (b, half, post), (m, half, (0.06, 0.08, WINDOW_TOP - SILL)),
+        (m, SILL - 0.03, (w + 0.3, 0.24, 0.08)), (m, WINDOW_TOP + 0.03, (w + 0.2, 0.14, 0.1)), (m, 1.55, (w, 0.07, 0.05)),
+    )  # fmt: skip
+    for s, z, size in bars:
         mesh.box((*side.at(s, d), z), size, WHITE, yaw=side.yaw)
 
 

@@ -17,6 +17,7 @@ from distill.scenes.mesh import Colour, Mesh
 from distill.scenes.scene import Box, Cylinder, Scene
 
 REACH = 22.0  # metres from the centre that the camera may go
+SEA = -0.32  # height of the sea in metres
 TENTS: dict[str, Colour] = {"blue": (0.10, 0.35, 0.90), "orange": (1.0, 0.50, 0.08), "red": (0.90, 0.14, 0.16), "green": (0.10, 0.62, 0.36), "violet": (0.52, 0.24, 0.78)}
 
 
@@ -28,6 +29,9 @@ class _Land:
     hour: str
     wave: np.ndarray  # [K, 4]: frequency x, y, phase, weight of the bumps
     turn: float = 0.0
+    flip: int = 1  # -1: bearings run clockwise
+    loose: float = 0.0  # degrees by which small things stray from their bearings
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the ground
     bump: float = 0.13
     hills: float = 9.0
     rim: float = 34.0  # where hills begin
@@ -51,18 +55,28 @@ class _Land:
         return np.maximum(self.height(x, y), SEA) if self.shore else self.height(x, y)
 
     def at(self, bearing: float, distance: float) -> tuple[float, float, float]:
-        a = np.radians(bearing) + self.turn
+        a = self.flip * np.radians(bearing) + self.turn
         x, y = float(distance * np.cos(a)), float(distance * np.sin(a))
         return x, y, float(self.ground(np.array(x), np.array(y)))
 
-    def put(self, thing: Mesh, bearing: float, distance: float, yaw: float = 0.0, solid: float = 0.0, look: float = 0.0, scale: float = 1.0, sink: float = 0.1) -> None:
+    def put(
+        self, thing: Mesh, bearing: float, distance: float, yaw: float = 0.0, solid: float = 0.0, look: float = 0.0, scale: float = 1.0, sink: float = 0.1,
+    ) -> None:  # fmt: skip
         """Place `thing`; its -y side faces the centre when yaw is 0. `solid`: radius to bump into; `look`: height worth looking at."""
+        if self.loose and solid <= 0.6:
+            bearing, distance = bearing + self.rng.uniform(-self.loose, self.loose), distance * self.rng.uniform(0.94, 1.12)
         x, y, z = self.at(bearing, distance)
-        self.mesh.place(thing, x, y, z - sink, np.radians(bearing) + self.turn - np.pi / 2 + yaw, scale)
+        self.mesh.place(thing, x, y, z - sink, np.arctan2(y, x) - np.pi / 2 + yaw, scale)
         if solid:
             self.colliders.append(Cylinder(x, y, solid))
         if look:
             self.focus.append((x, y, z + look))
+
+    def feet(self, bearing: float, distance: float, half_span: float, radius: float) -> None:
+        """Colliders of the two feet of an arch that was put there."""
+        x, y, _ = self.at(bearing, distance)
+        for s in (-half_span / distance, half_span / distance):
+            self.colliders.append(Cylinder(x + s * y, y - s * x, radius))
 
     def terrain(self, near: tuple[Colour, Colour], far: Colour, beach: Colour | None = None) -> None:
         """Jittered height field: 2 m cells in the middle, growing outwards."""
@@ -88,7 +102,7 @@ class _Land:
         if beach is not None:
             edge = _smooth((r - self.shore + 4.5 + 2 * np.sin(3 * np.arctan2(mid[:, 1], mid[:, 0]))) / 0.6)[:, None]
             colour = colour * (1 - edge) + np.array(beach) * edge
-        self.mesh.add(tri, np.clip(colour * (1 + self.rng.uniform(-0.055, 0.055, (len(tri), 1))), 0, 1))
+        self.mesh.add(tri, np.clip(colour * self.tint * (1 + self.rng.uniform(-0.055, 0.055, (len(tri), 1))), 0, 1))
 
     def sea(self, shallow: Colour, deep: Colour) -> None:
         """Rings of water around the land, from shallow to deep."""
@@ -159,9 +173,6 @@ class _Land:
         )  # fmt: skip
 
 
-SEA = -0.32
-
-
 def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     """One wild place; `variant` 0..5 chooses the biome and its own hour, None draws everything."""
     which = int(rng.integers(len(BIOMES))) if variant is None else variant % len(BIOMES)
@@ -169,9 +180,10 @@ def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     if variant is None:
         hour = str(rng.choice(choices))
     wave = np.column_stack([rng.uniform(-0.5, 0.5, (7, 2)), rng.uniform(0, 6.28, 7), np.linspace(1, 0.5, 7)])
-    land = _Land(rng, hour, wave, turn=0.0 if variant is not None else rng.uniform(0, 2 * np.pi))
-    tents = list(TENTS)
+    land, tents = _Land(rng, hour, wave), list(TENTS)
     if variant is None:
+        land.turn, land.flip, land.loose = rng.uniform(0, 2 * np.pi), int(rng.choice((-1, 1))), 12.0
+        land.tint = tuple(rng.uniform(0.88, 1.06, 3))
         rng.shuffle(tents)
     return biome(land, tents)
 
@@ -205,11 +217,12 @@ def _canyon(land: _Land, tents: list[str]) -> Scene:
     land.hills = 6.0
     land.terrain(((0.88, 0.44, 0.24), (0.78, 0.34, 0.20)), (0.86, 0.44, 0.26))
     land.put(marks.arch(rng, 15.0, 10.5, 4.0, (bands[3], bands[1])), 90, 18, look=5.0)
-    for s in (-1, 1):
-        x, y, _ = land.at(90, 18)
-        a = land.turn + np.radians(90) - np.pi / 2
-        land.colliders.append(Cylinder(x + s * 7.5 * np.cos(a), y + s * 7.5 * np.sin(a), 2.6))
-    for b, d, r, h in ((40, 42, 11, 20), (62, 60, 14, 28), (128, 44, 12, 24), (150, 36, 9, 15), (18, 46, 10, 16), (205, 40, 11, 22), (228, 52, 14, 30), (308, 42, 11, 18), (335, 50, 13, 24), (180, 56, 13, 26), (270, 75, 12, 32)):
+    land.feet(90, 18, 7.5, 2.6)
+    cliffs = (
+        (40, 42, 11, 20), (62, 60, 14, 28), (128, 44, 12, 24), (150, 36, 9, 15), (18, 46, 10, 16), (205, 40, 11, 22),
+        (228, 52, 14, 30), (308, 42, 11, 18), (335, 50, 13, 24), (180, 56, 13, 26), (270, 75, 12, 32),
+    )  # fmt: skip
+    for b, d, r, h in cliffs:
         land.put(marks.mesa(rng, r, h, bands, taper=0.62), b, d)
     for i, b in enumerate((-14, -2, 9)):  # three needles of rock in the east
         land.put(marks.mesa(rng, 1.7, (7, 11, 8)[i], bands, 8, 0.45), b, 20 + 3 * (i == 1), solid=2.0, look=4.0 if i == 1 else 0.0)
@@ -268,7 +281,8 @@ def _ice(land: _Land, tents: list[str]) -> Scene:
         land.put(marks.iceberg(rng, r, h), b, d, look=5.0 if d == 38 else 0.0, sink=1.0)
     for b, d, r, h in ((95, 170, 60, 62), (125, 180, 55, 48), (62, 190, 60, 44), (170, 200, 60, 40), (30, 210, 50, 30)):
         x, y, _ = land.at(b, d)
-        land.mesh.cylinder((x, y, -1), r, h * 0.6, (0.52, 0.60, 0.76), 7, top_radius=r * 0.42, turn=b).cylinder((x, y, h * 0.6 - 1), r * 0.42, h * 0.4, (0.97, 0.97, 1.0), 7, top_radius=0.0, turn=b)
+        land.mesh.cylinder((x, y, -1), r, h * 0.6, (0.52, 0.60, 0.76), 7, top_radius=r * 0.42, turn=b)
+        land.mesh.cylinder((x, y, h * 0.6 - 1), r * 0.42, h * 0.4, (0.97, 0.97, 1.0), 7, top_radius=0.0, turn=b)
     land.put(marks.tent(TENTS[tents[1]], (1.0, 0.85, 0.30), 4.2), 180, 14, yaw=np.pi / 2 - 0.4, solid=2.9, look=1.4)
     land.put(marks.flag(TENTS[tents[2]], 5.0), 196, 13, solid=0.3, look=3.0)
     land.put(marks.igloo(2.6), 90, 13.5, solid=3.0, look=1.3)
@@ -306,7 +320,11 @@ def _savanna(land: _Land, tents: list[str]) -> Scene:
     land.put(marks.beast("elephant", 0.6), 253, 12.5, yaw=2.4, solid=1.1)
     for i, (b, r) in enumerate(((134, 3.0), (128, 2.2), (141, 1.8))):  # rocks stacked in the north-west
         land.put(Mesh().blob((0, 0, 0.5 * r), (r, r, 0.9 * r), (0.66, 0.48, 0.42), rng, 0.12, 1).jitter(rng, 0.06), b, 15 + i, solid=r, look=1.5 if i == 0 else 0.0)
-    for b, d, h in ((38, 12, 5.0), (30, 26, 6.5), (60, 24, 6.0), (118, 10, 4.6), (150, 30, 6.5), (222, 12, 5.2), (235, 26, 6.5), (310, 13, 5.4), (325, 24, 6.0), (345, 34, 7.0), (75, 38, 7.0), (195, 34, 7.0), (300, 36, 7.0)):
+    trees = (
+        (38, 12, 5.0), (30, 26, 6.5), (60, 24, 6.0), (118, 10, 4.6), (150, 30, 6.5), (222, 12, 5.2), (235, 26, 6.5),
+        (310, 13, 5.4), (325, 24, 6.0), (345, 34, 7.0), (75, 38, 7.0), (195, 34, 7.0), (300, 36, 7.0),
+    )  # fmt: skip
+    for b, d, h in trees:
         land.put(marks.acacia(rng, h), b, d, solid=0.5, look=3.0 if h < 5.3 else 0.0)
     land.boulders(4, (0.62, 0.44, 0.38))
     land.path(180, 0, ((0.76, 0.42, 0.22), (0.86, 0.54, 0.30)))
@@ -336,9 +354,7 @@ def _dunes(land: _Land, tents: list[str]) -> Scene:
         marks.leaf(land.mesh, ring, c, 1.0)
     land.focus.append((x / 10, y / 10, 5.0))
     land.put(marks.arch(rng, 13.0, 9.0, 3.4, ((0.52, 0.34, 0.70), (0.64, 0.42, 0.74))), 270, 21, look=4.0)
-    for s in (-1, 1):
-        bx, by, _ = land.at(270, 21)
-        land.colliders.append(Cylinder(bx + s * 6.5 * np.sin(np.radians(270) + land.turn), by - s * 6.5 * np.cos(np.radians(270) + land.turn), 2.4))
+    land.feet(270, 21, 6.5, 2.4)
     for b, d, h in ((40, 12, 3.4), (120, 10, 3.0), (128, 22, 4.2), (235, 9, 2.8), (250, 18, 3.8), (300, 12, 3.6), (330, 18, 4.0), (20, 20, 3.6), (68, 19, 3.2)):
         land.put(marks.cactus(rng, h, (0.14, 0.62, 0.50)), b, d, solid=0.5, look=1.6 if d < 11 else 0.0)
     for b, d, w in ((165, 9, 0.7), (195, 9.5, -0.3)):
