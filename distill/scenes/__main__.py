@@ -34,11 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
     parser.add_argument("--level", type=float, default=1.0, help="curriculum of actions, 0 (few, single keys) to 1 (all, mixed)")
     parser.add_argument("--speed", type=parse_speed, default=(1.0, 1.0), help="range of magnitudes, for example 0.7-1.2")
+    parser.add_argument("--draw", type=int, default=0, help="another number gives other walks in the same scenes")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--sheet", action="store_true", help="also write sheet.png: eight start views of each of the first scenes")
     args = parser.parse_args(argv)
     try:
-        settings = Settings(args.seeds, args.frames, args.size, args.level, args.speed)
+        settings = Settings(args.seeds, args.frames, args.size, args.level, args.speed, args.draw)
         if args.sheet:
             _write_sheet(args.out, args.seeds[:24], args.size)
         if args.clips:

@@ -35,6 +35,7 @@ class Settings:
     size: int = 128  # pixels, height and width
     level: float = 1.0  # curriculum of `random_script`
     speed: tuple[float, float] = (1.0, 1.0)  # range of magnitudes, one drawn per clip
+    draw: int = 0  # another number gives other walks in the same scenes
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -56,8 +57,8 @@ def make_clip(settings: Settings, index: int):
     from distill.scenes.walk import walk
     from worldmodel.actions import to_array
 
-    rng = np.random.default_rng([index, 81])
     seed = settings.seeds[(index - 1) % len(settings.seeds)]
+    rng = np.random.default_rng([index, seed, settings.draw])
     start = int(rng.integers(RESERVED_START))
     check_trainable(seed, start)
     kind = KINDS[0] if rng.uniform() < 0.4 else KINDS[1 + int(rng.integers(len(KINDS) - 1))]
