@@ -5,12 +5,23 @@ All take `rng`, a main colour and whether lights are on; `LANDMARKS` names them 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 
 from distill.scenes.mesh import Colour, Mesh
-from distill.scenes.parts import DARK_WOOD, GLASS, LAMP_LIGHT, STONE, WHITE, WOOD, Part, pine_tree, shade
+from distill.scenes.parts import (
+    DARK_WOOD,
+    GLASS,
+    LAMP_LIGHT,
+    STONE,
+    WHITE,
+    WOOD,
+    Part,
+    pine_tree,
+    shade,
+)
 from distill.scenes.scene import Box, Cylinder
 
 
@@ -19,7 +30,7 @@ def barn(rng: np.random.Generator, colour: Colour, lit: bool) -> Part:
     mesh.box((0, 0, h / 2), (w, d, h), colour)
     roof = (0.30, 0.32, 0.38)
     profile = [(-d / 2 - 0.4, h - 0.2), (-d / 3.2, h + 2.0), (0, h + 3.1), (d / 3.2, h + 2.0), (d / 2 + 0.4, h - 0.2)]
-    for i, ((x0, z0), (x1, z1)) in enumerate(zip(profile, profile[1:])):  # ridge along y, front towards -y
+    for i, ((x0, z0), (x1, z1)) in enumerate(itertools.pairwise(profile)):  # ridge along y, front towards -y
         x0, x1 = x0 * w / d, x1 * w / d
         for back, lower in ((1, 0.0), (-1, 0.2)):
             quad = [(x0, -d / 2 - 0.5, z0 - lower), (x0, d / 2 + 0.5, z0 - lower), (x1, d / 2 + 0.5, z1 - lower), (x1, -d / 2 - 0.5, z1 - lower)]
@@ -213,7 +224,7 @@ def balloon(rng: np.random.Generator, colour: Colour, lit: bool) -> Part:
     mesh, sides = Mesh(), 12
     profile = [(0.6, 2.2), (2.0, 4.2), (3.0, 6.4), (2.7, 8.4), (1.5, 9.8), (0.0, 10.2)]
     angle = np.arange(sides) * 2 * np.pi / sides
-    for (r0, z0), (r1, z1) in zip(profile, profile[1:]):
+    for (r0, z0), (r1, z1) in itertools.pairwise(profile):
         for i in range(sides):
             a, b = angle[i], angle[(i + 1) % sides]
             p = [(r0 * np.cos(a), r0 * np.sin(a), z0), (r0 * np.cos(b), r0 * np.sin(b), z0), (r1 * np.cos(b), r1 * np.sin(b), z1), (r1 * np.cos(a), r1 * np.sin(a), z1)]

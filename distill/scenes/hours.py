@@ -23,30 +23,30 @@ WORDS = {
 
 # elevation is the height of the sun (the moon at night) above the horizon, in degrees.
 _PRESETS: dict[str, dict] = {
-    "dawn": dict(
-        zenith=(0.40, 0.60, 0.90), horizon=(0.99, 0.84, 0.70), elevation=22, sun_colour=(1.0, 0.86, 0.72), sun_strength=0.54,
-        ambient=0.74, ground_bounce=(0.56, 0.50, 0.48), sun_glow=0.55, clouds=9, cloud_colour=(0.98, 0.86, 0.82), fog_distance=230.0,
-    ),
-    "day": dict(
-        zenith=(0.20, 0.50, 0.94), horizon=(0.74, 0.90, 0.98), elevation=48, sun_colour=(1.0, 0.97, 0.88), sun_strength=0.52,
-        ambient=0.66, ground_bounce=(0.52, 0.54, 0.46), sun_glow=0.25, clouds=12, cloud_colour=(0.97, 0.97, 0.98), fog_distance=330.0,
-    ),
-    "golden": dict(
-        zenith=(0.36, 0.62, 0.90), horizon=(0.99, 0.88, 0.62), elevation=33, sun_colour=(1.0, 0.86, 0.58), sun_strength=0.60,
-        ambient=0.70, ground_bounce=(0.58, 0.50, 0.40), sun_glow=0.50, clouds=10, cloud_colour=(0.98, 0.92, 0.82), fog_distance=300.0,
-    ),
-    "dusk": dict(
-        zenith=(0.46, 0.34, 0.64), horizon=(0.98, 0.60, 0.54), elevation=20, sun_colour=(1.0, 0.70, 0.56), sun_strength=0.54,
-        ambient=0.74, ground_bounce=(0.56, 0.44, 0.48), sun_glow=0.60, clouds=12, cloud_colour=(0.98, 0.62, 0.56), fog_distance=260.0,
-    ),
-    "overcast": dict(
-        zenith=(0.70, 0.78, 0.86), horizon=(0.88, 0.92, 0.94), elevation=58, sun_colour=(0.97, 0.97, 1.0), sun_strength=0.28,
-        ambient=0.84, ground_bounce=(0.62, 0.62, 0.62), sun_glow=0.0, clouds=10, cloud_colour=(0.96, 0.97, 0.98), fog_distance=190.0,
-    ),
-    "night": dict(
-        zenith=(0.06, 0.10, 0.34), horizon=(0.26, 0.36, 0.68), elevation=46, sun_colour=(0.66, 0.78, 1.0), sun_strength=0.44,
-        ambient=0.76, ground_bounce=(0.36, 0.40, 0.56), sun_glow=0.12, clouds=4, cloud_colour=(0.26, 0.34, 0.60), stars=220, fog_distance=260.0,
-    ),
+    "dawn": {
+        "zenith": (0.40, 0.60, 0.90), "horizon": (0.99, 0.84, 0.70), "elevation": 22, "sun_colour": (1.0, 0.86, 0.72), "sun_strength": 0.54,
+        "ambient": 0.74, "ground_bounce": (0.56, 0.50, 0.48), "sun_glow": 0.55, "clouds": 9, "cloud_colour": (0.98, 0.86, 0.82), "fog_distance": 230.0,
+    },
+    "day": {
+        "zenith": (0.20, 0.50, 0.94), "horizon": (0.74, 0.90, 0.98), "elevation": 48, "sun_colour": (1.0, 0.97, 0.88), "sun_strength": 0.52,
+        "ambient": 0.66, "ground_bounce": (0.52, 0.54, 0.46), "sun_glow": 0.25, "clouds": 12, "cloud_colour": (0.97, 0.97, 0.98), "fog_distance": 330.0,
+    },
+    "golden": {
+        "zenith": (0.36, 0.62, 0.90), "horizon": (0.99, 0.88, 0.62), "elevation": 33, "sun_colour": (1.0, 0.86, 0.58), "sun_strength": 0.60,
+        "ambient": 0.70, "ground_bounce": (0.58, 0.50, 0.40), "sun_glow": 0.50, "clouds": 10, "cloud_colour": (0.98, 0.92, 0.82), "fog_distance": 300.0,
+    },
+    "dusk": {
+        "zenith": (0.46, 0.34, 0.64), "horizon": (0.98, 0.60, 0.54), "elevation": 20, "sun_colour": (1.0, 0.70, 0.56), "sun_strength": 0.54,
+        "ambient": 0.74, "ground_bounce": (0.56, 0.44, 0.48), "sun_glow": 0.60, "clouds": 12, "cloud_colour": (0.98, 0.62, 0.56), "fog_distance": 260.0,
+    },
+    "overcast": {
+        "zenith": (0.70, 0.78, 0.86), "horizon": (0.88, 0.92, 0.94), "elevation": 58, "sun_colour": (0.97, 0.97, 1.0), "sun_strength": 0.28,
+        "ambient": 0.84, "ground_bounce": (0.62, 0.62, 0.62), "sun_glow": 0.0, "clouds": 10, "cloud_colour": (0.96, 0.97, 0.98), "fog_distance": 190.0,
+    },
+    "night": {
+        "zenith": (0.06, 0.10, 0.34), "horizon": (0.26, 0.36, 0.68), "elevation": 46, "sun_colour": (0.66, 0.78, 1.0), "sun_strength": 0.44,
+        "ambient": 0.76, "ground_bounce": (0.36, 0.40, 0.56), "sun_glow": 0.12, "clouds": 4, "cloud_colour": (0.26, 0.34, 0.60), "stars": 220, "fog_distance": 260.0,
+    },
 }  # fmt: skip
 
 

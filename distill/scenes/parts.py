@@ -6,6 +6,7 @@ and remembers which places are taken. Colours are plain and clean on purpose: ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -46,12 +47,12 @@ class Site:
         self.mesh.place(part.mesh, x, y, z, yaw, scale)
         c, s = np.cos(yaw), np.sin(yaw)
         for solid in part.solids:
-            at = dict(x=x + scale * (c * solid.x - s * solid.y), y=y + scale * (s * solid.x + c * solid.y))
-            at |= dict(z0=z + solid.z0 * scale, z1=z + solid.z1 * scale)
+            at = {"x": x + scale * (c * solid.x - s * solid.y), "y": y + scale * (s * solid.x + c * solid.y)}
+            at |= {"z0": z + solid.z0 * scale, "z1": z + solid.z1 * scale}
             if isinstance(solid, Box):
-                at |= dict(half_x=solid.half_x * scale, half_y=solid.half_y * scale, yaw=solid.yaw + yaw)
+                at |= {"half_x": solid.half_x * scale, "half_y": solid.half_y * scale, "yaw": solid.yaw + yaw}
             else:
-                at |= dict(radius=solid.radius * scale)
+                at |= {"radius": solid.radius * scale}
             self.colliders.append(replace(solid, **at))
         self.take(x, y, part.radius * scale)
         if focus is not None:
@@ -355,7 +356,7 @@ def mountain(rng: np.random.Generator, radius: float, height: float, colour: Col
     for r, z in levels:
         wobble = rng.uniform(0.82, 1.18, sides)
         rings.append(np.column_stack([np.cos(angle) * r * wobble * radius, np.sin(angle) * r * wobble * radius, np.full(sides, z * height) + rng.uniform(-0.05, 0.05, sides) * height]))
-    for i, (low, high) in enumerate(zip(rings, rings[1:])):
+    for i, (low, high) in enumerate(itertools.pairwise(rings)):
         tone = cap if cap is not None and i == 2 else shade(colour, 0.92 + 0.1 * i)
         for j in range(sides):
             k = (j + 1) % sides

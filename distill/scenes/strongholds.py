@@ -5,6 +5,7 @@ Parts stand on the ground at their origin with the front towards -y, like those 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -23,7 +24,7 @@ def masonry(mesh: Mesh, rng: np.random.Generator, start: tuple, end: tuple, heig
     quads = []
     for row in range(rows):
         cuts = np.clip(np.arange(-0.5 * (row % 2), length / block + 1) * block, 0, length)
-        for a, b in zip(cuts, cuts[1:]):
+        for a, b in itertools.pairwise(cuts):
             if b - a > 0.05:
                 p, q = start + (end - start) * a / length, start + (end - start) * b / length
                 low, high = z + height * row / rows, z + height * (row + 1) / rows
@@ -40,7 +41,7 @@ def wall(rng: np.random.Generator, length: float, colour: Colour, height: float 
     mesh, solids = Mesh(), []
     pieces = 1 if broken == 0 else max(2, round(length / 3.2))
     edges = np.linspace(-length / 2, length / 2, pieces + 1)
-    for x0, x1 in zip(edges, edges[1:]):
+    for x0, x1 in itertools.pairwise(edges):
         h = height * (1 - broken * rng.uniform(0.1, 1.0)) if broken else height
         if h < 0.5:
             continue

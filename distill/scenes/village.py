@@ -83,7 +83,7 @@ GALLERY = (
          (("brown", "red", 55, 18), ("coral", "brown", 130, 18), ("yellow", "blue", 165, 19), ("mint", "purple", 262, 18)), lake=(210, 23, 9), water="ice", peak=110),
     Plan("pine", "overcast", 60, (("watch_tower", "red", 92, 18), ("tent", "orange", 18, 12), ("tent", "blue", 340, 14), ("tent", "yellow", 0, 19), ("camp_fire", "orange", 350, 8), ("great_tree", "yellow", 222, 17)),
          (("brown", "red", 140, 18), ("brown", "teal", 270, 18)), river=180, peak=315),
-    Plan("lake", "dawn", 20, (("lighthouse", "red", 30, 24), ("boat", "orange", 356, 18), ("boat", "teal", 62, 22), ("stall", "blue", 130, 10), ("well", "red", 245, 7), ("windmill", "orange", 250, 22), ("balloon", "yellow", 180, 60, 13)),
+    Plan("lake", "dawn", 20, (("lighthouse", "red", 30, 24), ("boat", "orange", 0, 19), ("boat", "teal", 40, 20), ("stall", "blue", 130, 10), ("well", "red", 245, 7), ("windmill", "orange", 250, 22), ("balloon", "yellow", 180, 60, 13)),
          (("coral", "brown", 108, 18), ("yellow", "blue", 138, 19), ("mint", "orange", 166, 18), ("pink", "purple", 195, 19), ("white", "teal", 300, 19)), lake=(20, 31, 18), peak=215),
 )  # fmt: skip
 
@@ -103,7 +103,7 @@ def random_plan(rng: np.random.Generator) -> Plan:
     near = {"well", "stall", "camp_fire", "snowman", "tent", "hay_bale", "torii", "flower_field"}
     landmarks = []
     for i, name in enumerate(map(str, names)):
-        hue = "green" if name == "giant_fir" else "golden" if name == "hay_bale" else str(hues[i])
+        hue = {"giant_fir": "green", "hay_bale": "golden", "camp_fire": "orange"}.get(name, str(hues[i]))
         far = 58.0 if name == "balloon" else rng.uniform(8, 14) if name in near else rng.uniform(16, 21)
         landmarks.append((name, hue, float(azimuths[order[i]]), float(far)) + ((float(rng.uniform(11, 18)),) if name == "balloon" else ()))
     walls, roofs = rng.permutation(["cream", "white", "coral", "yellow", "mint", "brown", "grey"]), rng.permutation(["red", "blue", "purple", "teal", "orange", "brown"])
@@ -111,6 +111,8 @@ def random_plan(rng: np.random.Generator) -> Plan:
     side = float(azimuths[order[-1]])
     wet = rng.uniform()
     lake = (side, float(rng.uniform(22, 30)), float(rng.uniform(7, 12))) if wet < 0.45 or biome == "lake" else None
+    if lake:
+        landmarks = [(name, hue, lake[0] + 8, lake[1] - 2.5) if name == "boat" else (name, hue, *rest) for name, hue, *rest in landmarks]
     river = side if lake is None and wet < 0.75 else None
     return Plan(biome, str(rng.choice(hours.HOURS)), float(rng.uniform(0, 360)), tuple(landmarks), houses, lake, river, "ice" if biome == "snow" else "blue", float(rng.uniform(0, 360)))
 
