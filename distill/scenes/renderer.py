@@ -17,6 +17,9 @@ from distill.scenes.sky import sky_layers
 
 CELL_TRIANGLES = 220  # geometry is culled in groups of at most about this many triangles
 FAR = 900.0
+DEPTH_LEVELS = 4096  # the widest texture that the rasteriser takes
+_SEEN = 128  # blue of every pixel that a depth pass covers
+_RASTER_SHIFT = 0.24  # samples by which the rasteriser draws too far left and up (measured)
 
 
 class Renderer:
@@ -35,6 +38,7 @@ class Renderer:
             node.setBin("background", order)
             node.setDepthWrite(False)
             node.setDepthTest(False)
+        self._views: dict[tuple, Renderer] = {}
         self._look(size, supersample, fov)
 
     def _look(self, size: tuple[int, int], supersample: int, fov: float) -> None:
@@ -46,18 +50,52 @@ class Renderer:
         lens = PerspectiveLens()
         tangent = np.tan(np.deg2rad(fov) / 2)
         lens.setFov(fov, float(np.rad2deg(2 * np.arctan(tangent * size[0] / size[1]))))
+        film = lens.getFilmSize()
+        lens.setFilmOffset(-_RASTER_SHIFT * film[0] / (size[1] * supersample), _RASTER_SHIFT * film[1] / (size[0] * supersample))
         lens.setNearFar(0.12 if self.scene.indoor else 0.2, FAR)
         self._camera = self._root.attachNewNode(Camera("camera", lens))
 
     def at(self, size: tuple[int, int], supersample: int | None = None, fov: float | None = None) -> Renderer:
-        """A renderer of the same scene at another size, sharing its geometry."""
-        other = object.__new__(Renderer)
-        other.scene, other._root, other._sky = self.scene, self._root, self._sky
-        other._look(size, self.supersample if supersample is None else supersample, self.fov if fov is None else fov)
-        return other
+        """A renderer of the same scene at another size, sharing its geometry; the same one for the same arguments."""
+        key = (tuple(size), self.supersample if supersample is None else supersample, self.fov if fov is None else fov)
+        if key not in self._views:
+            other = object.__new__(Renderer)
+            other.scene, other._root, other._sky, other._views = self.scene, self._root, self._sky, self._views
+            other._look(*key)
+            self._views[key] = other
+        return self._views[key]
 
     def frame(self, c2w: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] seen from the camera-to-world matrix [4, 4] (OpenCV axes, in scene axes and metres)."""
+        self._move(c2w)
+        n = self.supersample
+        return _average(_target((self.size[0] * n, self.size[1] * n)).draw(self._camera), n)
+
+    def depth(self, c2w: np.ndarray) -> np.ndarray:
+        """float32 [H, W]: metres along the camera's axis, in steps of `depth_range` / 4096; infinity beyond it and for the sky.
+
+        One sample a pixel: depths at edges are of one side or the other, never between.
+        """
+        self._move(c2w)
+        one = self if self.supersample == 1 else self.at(self.size, supersample=1)
+        one._camera.setMat(self._camera.getMat())
+        one._camera.node().setInitialState(_depth_state(self.depth_range))
+        self._sky.hide()
+        try:
+            pixels = _target(self.size).draw(one._camera)
+            level = ((pixels >> 16 & 0xFF) << 8) | (pixels >> 8 & 0xFF)
+            seen = ((pixels & 0xFF) == _SEEN) & (level < DEPTH_LEVELS - 1)
+        finally:
+            self._sky.show()
+            one._camera.node().setInitialState(_empty_state())
+        return np.where(seen, (level + 0.5) * (self.depth_range / DEPTH_LEVELS), np.inf).astype(np.float32)
+
+    @property
+    def depth_range(self) -> float:
+        """Metres up to which `depth` measures."""
+        return 20.0 if self.scene.indoor else 120.0
+
+    def _move(self, c2w: np.ndarray) -> None:
         from panda3d.core import LMatrix4f
 
         c2w = np.asarray(c2w, dtype=np.float64)
@@ -65,9 +103,6 @@ class Renderer:
         rows = [(*right, 0), (*forward, 0), (*-down, 0), (*position, 1)]
         self._camera.setMat(LMatrix4f(*(float(x) for row in rows for x in row)))
         self._sky.setPos(*(float(x) for x in position))
-        n = self.supersample
-        height, width = self.size
-        return _average(_target((height * n, width * n)).draw(self._camera), n)
 
     def close(self) -> None:
         """Free the geometry; the renderer and those made with `at` cannot draw afterwards."""
@@ -104,6 +139,7 @@ class _Target:
             raise RuntimeError(f"Panda3D could not make an off-screen buffer of {size[1]}x{size[0]} pixels.")
         self.texture = Texture()
         self.buffer.addRenderTexture(self.texture, GraphicsOutput.RTMCopyRam)
+        self.buffer.setClearColor((0, 0, 0, 1))
         self.buffer.setActive(False)
         self.region = self.buffer.makeDisplayRegion()
 
@@ -127,6 +163,37 @@ def _average(pixels: np.ndarray, n: int) -> np.ndarray:
     for channel, total in enumerate((red_blue >> 16, green, red_blue & 0xFFFF)):
         out[..., channel] = (total + half) // area if area & (area - 1) else (total + half) >> (area.bit_length() - 1)
     return out
+
+
+@cache
+def _depth_state(reach: float):
+    """Draws depth instead of colour: a ramp texture looked up by the distance in front of the camera, high byte in red, low
+    byte in green (the rasteriser's own depth buffer cannot be read back)."""
+    from panda3d.core import LMatrix4f, NodePath, SamplerState, TexGenAttrib, Texture, TextureStage, TransformState
+
+    level = np.arange(DEPTH_LEVELS)
+    ramp = Texture("ramp")
+    ramp.setup2dTexture(DEPTH_LEVELS, 1, Texture.TUnsignedByte, Texture.FRgb)
+    ramp.setRamImage(np.stack([np.full_like(level, _SEEN), level & 0xFF, level >> 8], -1).astype(np.uint8).tobytes())  # BGR
+    ramp.setMinfilter(SamplerState.FTNearest)
+    ramp.setMagfilter(SamplerState.FTNearest)
+    ramp.setWrapU(SamplerState.WMClamp)
+    ramp.setWrapV(SamplerState.WMClamp)
+    stage = TextureStage("depth")
+    stage.setMode(TextureStage.MReplace)
+    holder = NodePath("depth")
+    holder.setTexture(stage, ramp, 1)
+    holder.setTexGen(stage, TexGenAttrib.MEyePosition)
+    along = LMatrix4f(0, 0, 0, 0, 1 / reach, 0, 0, 0, 0, 0, 0, 0, 0, 0.5, 0, 1)  # forward is +y of Panda3D's cameras
+    holder.setTexTransform(stage, TransformState.makeMat(along))
+    holder.setColorOff(1)
+    return holder.getState()
+
+
+def _empty_state():
+    from panda3d.core import RenderState
+
+    return RenderState.makeEmpty()
 
 
 @cache
