@@ -1,0 +1,151 @@
+"""The whole run in time slices: ``python -m distill.train tiny --out DIR --minutes 9``.
+
+Renders or reuses the data, trains the stage that is due, saves, and stops by itself; the same command goes on from there.
+Everything lies under DIR: ``data/`` (posed clips), ``autoencoder/``, ``walks/`` (encoded clips), ``causal/`` and, from the
+first causal slice on, ``model/``, which `WorldModel.from_pretrained` loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from distill.autoencoder import AutoencoderStage
+from distill.causal import CausalStage
+from distill.dataset import Clip, read_clip
+from distill.latents import encode_clips, load_walks
+from distill.recipe import Recipe, RecipeError, load_recipe
+from distill.scenes.dataset import clip_stem, missing
+from distill.trainer import Deadline
+from worldmodel.autoencoder import TinyAutoencoder
+
+
+class Renderer:
+    """Worker processes that render what is missing, beside the training."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        d = recipe.data
+        self.folder, self.clips = folder, d.clips
+        self.process = None
+        if missing(folder, d.clips):
+            command = [sys.executable, "-m", "distill.scenes", "--out", str(folder), "--seeds", d.seeds, "--clips", str(d.clips)]
+            command += ["--frames", str(d.frames), "--size", str(d.size), "--level", str(d.level), "--workers", str(d.workers)]
+            self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def wait_for(self, clips: int, deadline: Deadline) -> bool:
+        """Wait until clips 1..`clips` are there; False at the deadline."""
+        todo = len(missing(self.folder, clips))
+        if not todo:
+            return True
+        with tqdm(total=clips, initial=clips - todo, desc="render", unit="clip") as bar:
+            while left := len(missing(self.folder, clips)):
+                bar.update(clips - left - bar.n)
+                if deadline.passed:
+                    return False
+                if self.process is None or self.process.poll() is not None:
+                    raise RuntimeError(f"Rendering stopped with {left} clips missing in {self.folder}; run python -m distill.scenes by hand to see why.")
+                time.sleep(1)
+        return True
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+
+
+def frame_pool(folder: Path, clips: range, cache: Path) -> np.ndarray:
+    """Frames uint8 [N, F, H, W, 3] of clips, decoded once into a memory-mapped file."""
+    path = cache / f"frames-{clips.start}-{clips.stop}.npy"
+    if not path.exists():
+        first = read_clip(clip_stem(folder, clips.start)).frames
+        cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        pool = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(clips), *first.shape))
+        for i, index in enumerate(tqdm(clips, desc="decode", unit="clip", mininterval=5)):
+            pool[i] = read_clip(clip_stem(folder, index)).frames
+        pool.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def clips_of(folder: Path, indices: range) -> Iterator[Clip]:
+    for index in indices:
+        yield read_clip(clip_stem(folder, index))
+
+
+def embed_prompts(prompts: list[str]) -> torch.Tensor:
+    from worldmodel.text import TextEncoder
+
+    return TextEncoder().encode(prompts)
+
+
+def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -> bool:
+    """One slice; returns whether the whole recipe is done."""
+    d = recipe.data
+    data = out / "data"
+    trained, held = range(1, d.clips - d.held_out + 1), range(d.clips - d.held_out + 1, d.clips + 1)
+    renderer = Renderer(data, recipe)
+    try:
+        # 1. autoencoder
+        done = out / "autoencoder" / "model"
+        if not done.exists():
+            if not renderer.wait_for(d.autoencoder_clips, deadline):
+                return False
+            pool = frame_pool(data, range(1, d.autoencoder_clips + 1), out / "autoencoder")
+            split = max(1, d.autoencoder_clips // 20)
+            stage = AutoencoderStage(recipe.autoencoder, out / "autoencoder", pool[:-split], pool[-split:], device)
+            if not stage.trainer.run(deadline):
+                return False
+            stage.finish()
+        autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval()
+
+        # 2. latents
+        if not (out / "walks" / "done").exists():
+            if not renderer.wait_for(d.clips, deadline):
+                return False
+            encode_clips(autoencoder, clips_of(data, trained), len(trained), out / "walks" / "train", device)
+            encode_clips(autoencoder, clips_of(data, held), len(held), out / "walks" / "held_out", device)
+            (out / "walks" / "done").touch()
+
+        # 3. the causal world model
+        walks, held_out = load_walks(out / "walks" / "train", embed_prompts), load_walks(out / "walks" / "held_out", embed_prompts)
+        stage = CausalStage(recipe.causal, out / "causal", walks, held_out, autoencoder, device)
+        finished = stage.trainer.run(deadline)
+        stage.finish()
+        return finished
+    finally:
+        renderer.stop()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="name of a recipe (tiny) or a path to a YAML file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same folder goes on")
+    parser.add_argument("--minutes", type=float, default=9.0, help="length of this slice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, for example causal.steps=500")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        recipe = load_recipe(args.recipe, args.set)
+        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device))
+    except (RecipeError, ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "Stopped and saved. The same command goes on.\n")
+    print("The recipe is done." if done else "The slice is over; the same command goes on.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,165 @@
+"""The one small trainer that every stage shares: steps, schedule, EMA, log, checkpoints, resume, time slices.
+
+A stage gives a loss for a step number; everything random in it comes from (seed, step), so a run that was interrupted and
+resumed equals one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill.checkpoint import load_checkpoint, save_checkpoint, strip_prefix, with_prefix
+from distill.optim import Optimisers
+
+SAVE_SECONDS = 120.0
+
+
+class Deadline:
+    """When the slice ends."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+
+    @property
+    def passed(self) -> bool:
+        return time.monotonic() > self.end
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.end - time.monotonic())
+
+
+def schedule(step: int, total: int, warmup: int, decay: float) -> float:
+    """Warm-up, constant, then linear to zero over the last `decay` share of the steps."""
+    up = min(1.0, (step + 1) / max(1, warmup))
+    down = min(1.0, (total - step) / max(1.0, decay * total))
+    return max(0.0, min(up, down))
+
+
+class EMA:
+    """Exponential moving average of the weights, quick at the start."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.weights[name].lerp_(value, 1 - keep)
+            else:
+                self.weights[name].copy_(value)
+
+
+class Trainer:
+    """Trains `model` for `steps` steps in `folder`, a slice at a time.
+
+    Args:
+        loss: `loss(step) -> (scalar tensor, {name: float})`.
+        sample: called with the folder at the end of every slice, with the averaged weights in the model.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, model: nn.Module, optimisers: Optimisers, loss: Callable[[int], tuple[Tensor, dict[str, float]]],
+        *, steps: int, warmup: int = 50, decay: float = 0.3, ema: float = 0.998, clip: float = 1.0,
+        sample: Callable[[Path], dict[str, Any] | None] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.folder, self.model, self.optimisers, self.loss = name, Path(folder), model, optimisers, loss
+        self.steps, self.warmup, self.decay, self.clip, self.sample = steps, warmup, decay, clip, sample
+        self.ema = EMA(model, ema)
+        self.step, self.seconds = 0, 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.steps
+
+    def run(self, deadline: Deadline) -> bool:
+        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first."""
+        if self.done:
+            return True
+        self.model.train()
+        started, saved = time.monotonic(), time.monotonic()
+        before = self.seconds
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5)
+        log = (self.folder / "log.jsonl").open("a", buffering=1)
+        try:
+            while not self.done and not deadline.passed:
+                loss, numbers = self.loss(self.step)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+                if not math.isfinite(float(norm)):
+                    raise FloatingPointError(f"{self.name}: the gradient is not finite at step {self.step}; the last checkpoint is kept.")
+                self.optimisers.step(schedule(self.step, self.steps, self.warmup, self.decay))
+                self.ema.update(self.model, self.step)
+                self.step += 1
+                self.seconds = before + time.monotonic() - started
+                if self.step % 10 == 0 or self.done:
+                    row = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(float(loss), 5), "grad": round(float(norm), 4)}
+                    log.write(json.dumps(row | {k: round(float(v), 5) for k, v in numbers.items()}) + "\n")
+                    bar.set_postfix(loss=f"{float(loss):.4f}", **{k: f"{float(v):.3f}" for k, v in numbers.items()}, refresh=False)
+                bar.update()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            bar.close()
+            log.close()
+            if math.isfinite(sum(float(p.detach().abs().max()) for p in self.model.parameters())):
+                self.save()
+        if self.sample is not None:
+            self.sample_now()
+        return self.done
+
+    def sample_now(self) -> None:
+        live = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema.weights)
+        self.model.eval()
+        try:
+            numbers = self.sample(self.folder)
+            if numbers:
+                with (self.folder / "slices.jsonl").open("a") as f:
+                    f.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1)} | numbers) + "\n")
+        finally:
+            self.model.load_state_dict(live)
+            self.model.train()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        tensors = (
+            with_prefix("model", self.model.state_dict())
+            | with_prefix("ema", self.ema.weights)
+            | with_prefix("optimiser", self.optimisers.state_tensors())
+        )
+        save_checkpoint(self.folder / "checkpoint", tensors, {"step": self.step, "seconds": self.seconds})
+
+    def _resume(self) -> None:
+        found = load_checkpoint(self.folder / "checkpoint")
+        if found is None:
+            return
+        tensors, meta = found
+        try:
+            self.model.load_state_dict(strip_prefix("model", tensors))
+        except RuntimeError as error:
+            raise ValueError(f"{self.name}: the checkpoint in {self.folder} is of another shape; use another --out. ({error})") from error
+        device = next(self.model.parameters()).device
+        self.ema.weights = {k: v.to(device) for k, v in strip_prefix("ema", tensors).items()}
+        self.optimisers.load_state_tensors(strip_prefix("optimiser", tensors))
+        self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """The random generator of one step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
