@@ -117,6 +117,7 @@ class Session:
         )  # fmt: skip
         await connection.send(ready)
         await connection.send(self._state())
+        self._queue = deque(replace(frame, seq=0) for frame in self._queue)  # the newcomer counts its messages from 1
         if self._shown is not None and not self._queue:
             self._queue.append(replace(self._shown, seq=0, flags=p.Flags.KEY | p.Flags.RESET))
         self._clock.skip_to(time.monotonic())
@@ -249,15 +250,15 @@ class Session:
             if wait > 0:
                 await self._until(lambda: self._reset is not None, timeout=wait)
                 continue
-            world, epoch, seq = self._world, self._epoch, self._controls.seq
-            actions = self._controls.latch(frames, self._speed)
+            world, epoch, controls = self._world, self._epoch, self._controls
+            seq, actions = controls.seq, controls.latch(frames, self._speed)
             prompt, self._new_prompt = self._new_prompt, None
             begun = time.monotonic()
             chunk = await self._in_model_thread(_step, world, actions, prompt)
             self._step_time.update(time.monotonic() - begun)
             self._clock.set_pace(self._step_time.mean, frames)
             if epoch == self._epoch:
-                self._enqueue(chunk, seq)
+                self._enqueue(chunk, seq if controls is self._controls else 0)
 
     def _may_step(self) -> bool:
         awake = self.connection is not None and self._world is not None and not self._paused
