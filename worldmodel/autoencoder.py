@@ -42,6 +42,10 @@ class VideoAutoencoder(ABC):
         """[B, C, 1+k, h, w] -> video [B, 3, 1+4k, H, W]"""
         return self.decode_chunk(latents)[0]
 
+    def advance(self, latents: Tensor, state: Any = None) -> Any:
+        """The state after decoding the next latent frames; cheaper where the frames are not needed to know it."""
+        return self.decode_chunk(latents, state)[1]
+
 
 class ResidualBlock(nn.Module):
     """x + conv(silu(conv(silu(x)))), the last convolution starting at zero."""
@@ -138,6 +142,9 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         groups = self.decode_raw(raw, state)  # B 3 t 4 H W
         video = groups.flatten(2, 3)
         return (video[:, :, TEMPORAL_STRIDE - 1 :] if state is None else video), raw[:, :, -1]
+
+    def advance(self, latents: Tensor, state: Tensor | None = None) -> Tensor:
+        return (latents * self.latents_std + self.latents_mean)[:, :, -1]
 
     # -- making one --------------------------------------------------------------------------------------------------------
     @torch.no_grad()
