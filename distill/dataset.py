@@ -123,7 +123,9 @@ def _encode(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
 
 def _decode(path: Path) -> np.ndarray:
     import av
+    from av.video.reformatter import VideoReformatter
 
+    convert = VideoReformatter()  # one for all frames: setting up a conversion costs ten times the conversion
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return np.stack([convert.reformat(frame, format="rgb24").to_ndarray() for frame in container.decode(video=0)])
