@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from worldmodel.actions import Action, as_actions, to_array
-from worldmodel.server.images import load_start_image
+from worldmodel.images import load_start_image
 
 FAMILIES = {
     "meadow": ((86, 156, 233), (214, 236, 250), (96, 168, 72), (58, 120, 60)),

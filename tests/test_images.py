@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodel.server.images import ImageError, load_start_image
+from worldmodel.images import ImageError, load_start_image
 
 SIZE = (48, 64)
 

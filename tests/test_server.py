@@ -11,8 +11,8 @@ import simplejpeg
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.fake_model import FakeModel
-from tests.serving import Client, running
+from fake_model import FakeModel
+from serving import Client, running
 from worldmodel.server import protocol as p
 from worldmodel.server.app import create_app
 from worldmodel.server.settings import ServerSettings

@@ -25,7 +25,7 @@ from PIL import Image
 from starlette.datastructures import Headers
 
 from worldmodel.server import protocol as p
-from worldmodel.server.images import ImageError, load_start_image
+from worldmodel.images import ImageError, load_start_image
 from worldmodel.server.lobby import Busy, Lobby
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings

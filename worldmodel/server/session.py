@@ -23,7 +23,7 @@ from PIL import Image
 
 from worldmodel.server import protocol as p
 from worldmodel.server.controls import Controls
-from worldmodel.server.images import ImageError
+from worldmodel.images import ImageError
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
