@@ -36,7 +36,7 @@ STAMP = os.path.join(VENV, "worldmodel-setup.json")
 LOG = os.path.join(VENV, "worldmodel-setup.log")
 LOCK = ".worldmodel-setup.lock"
 INPUTS = [os.path.join(ROOT, name) for name in ("pyproject.toml", "constraints.txt")]
-EXTRAS = {"app": ["app"], "test": ["app", "train", "eval", "dev"]}
+EXTRAS = {"app": ["app"], "test": ["train", "eval", "dev"]}  # the test part always comes with the app part
 SPACE_GB = {"cpu": 3, "gpu": 9}
 
 
@@ -196,9 +196,10 @@ class Progress:
         elif line.startswith("Collecting"):
             self.show("looking for " + line.split()[1])
         elif line.lstrip().startswith("Downloading") and ".metadata" not in line:
-            self.show("downloading " + line.strip()[len("Downloading ") :].rsplit("/", 1)[-1], milestone="MB" in line)
+            size = re.search(r"\((\d+)[.\d]* [MG]B\)", line)
+            self.show(line.strip().replace("Downloading", "downloading"), milestone=bool(size) and int(size.group(1)) >= 10)
         elif line.startswith("Installing collected packages"):
-            self.show("unpacking %d packages" % len(line.split(",")), milestone=True)
+            self.show("unpacking %d package(s)" % len(line.split(",")), milestone=True)
 
 
 def run_quietly(command, progress):
@@ -369,14 +370,14 @@ def install_torch(label, pins):
     gpu, cuda = has_nvidia_gpu(), index_torch_is_cuda(pin)
     backend = choose_torch(gpu, cuda, wish=os.environ.get("WORLDMODEL_TORCH"))
     if backend != "pip":
-        pip_install("%s: uv, which knows PyTorch's builds" % label, pins["uv"])
-        say("%s: PyTorch (%s build)" % (label, backend))
+        pip_install("%s uv, which knows PyTorch's builds" % label, pins["uv"])
+        say("%s PyTorch (%s build)" % (label, backend))
         command = [PYTHON, "-I", "-m", "uv", "pip", "install", "--python", PYTHON, "--torch-backend", backend, pin]
         if subprocess.call(command, env=clean_env(), cwd=ROOT) == 0:
             return installed_version("torch")
         say("  That build could not be had (see above). Taking the package index's own%s." % (", several GB" if cuda else ""))
     need_space("gpu" if cuda else "cpu")
-    pip_install("%s: PyTorch%s" % (label, " with CUDA, several GB" if cuda else ""), "--progress-bar", "raw", pin)
+    pip_install("%s PyTorch%s" % (label, " with CUDA, several GB" if cuda else ""), "--progress-bar", "raw", pin)
     return installed_version("torch")
 
 
@@ -387,8 +388,8 @@ def read_pins():
 
 
 def install(part):
-    """Everything of `part` ('app' or 'test') into `.venv`, in four steps."""
-    parts = sorted({part} | set(read_stamp().get("parts", ())))
+    """Everything of `part` ('app', or 'test' on top of it) into `.venv`, in four steps."""
+    parts = sorted({"app", part} | set(read_stamp().get("parts", ())))
     ensure_venv()
     if not installed_version("torch"):
         need_space("cpu")
