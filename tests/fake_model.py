@@ -50,7 +50,10 @@ def landscape(family: str, side: int) -> np.ndarray:
     y, x = np.mgrid[0:side, 0:side] / side
     picture = top + (low - top) * np.clip(y / 0.55, 0, 1)[..., None]
     for base, colour, height in ((0.52, far, 0.10), (0.66, ground, 0.05)):
-        waves = sum(a * np.sin(2 * np.pi * (k * x[0] + ph)) for k, a, ph in ((1, 0.6, rng.random()), (2, 0.3, rng.random()), (5, 0.15, rng.random())))
+        waves = sum(
+            a * np.sin(2 * np.pi * (k * x[0] + ph))
+            for k, a, ph in ((1, 0.6, rng.random()), (2, 0.3, rng.random()), (5, 0.15, rng.random()))
+        )
         mask = y > (base - height * waves)[None]
         shade = 1.0 + 0.18 * (y - base) + 0.03 * np.sin(40 * (x + 2 * y))
         picture = np.where(mask[..., None], colour * shade[..., None], picture)
@@ -101,7 +104,10 @@ class FakeWorld:
         self._roll += (m[10] - m[11]) * np.deg2rad(1.25)
         scale, c, s = np.exp(-self._zoom), np.cos(self._roll), np.sin(self._roll)
         a, b, d, e = scale * c, scale * s, -scale * s, scale * c
-        cx, cy = 1.5 * width + self._x % width - width * (self._x % width > width / 2), 1.5 * height + np.clip(self._y, -height / 2, height / 2)
+        cx, cy = (
+            1.5 * width + self._x % width - width * (self._x % width > width / 2),
+            1.5 * height + np.clip(self._y, -height / 2, height / 2),
+        )
         affine = (a, b, cx - a * width / 2 - b * height / 2, d, e, cy - d * width / 2 - e * height / 2)
         return np.asarray(self._source.transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
 

@@ -85,7 +85,9 @@ def test_frame_layout_is_the_documented_one():
     assert p.unpack_frame(data) == (header, b"jpeg")
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:31], lambda d: d[:-1], lambda d: d + b"x", lambda d: b"JUNK" + d[4:], lambda d: d[:5] + b"\x09" + d[6:]])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:31], lambda d: d[:-1], lambda d: d + b"x", lambda d: b"JUNK" + d[4:], lambda d: d[:5] + b"\x09" + d[6:]]
+)
 def test_damaged_frames_are_refused(damage):
     data = p.pack_frame(p.FrameHeader(1, 0, 0, 0, 8, 8), b"jpeg")
     with pytest.raises(p.ProtocolError):

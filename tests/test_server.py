@@ -201,7 +201,12 @@ def test_gallery_and_thumbnails(host, model):
     assert [e["name"] for e in entries] == [e.name for e in model.gallery]
     status, body, headers = request(host, "GET", "/" + entries[0]["thumbnail"])
     assert status == 200 and headers["content-type"] == "image/jpeg" and Image.open(io.BytesIO(body)).size == (96, 96)
-    for path in ("/api/v1/gallery/atlantis/thumbnail", "/api/v1/gallery/..%2f..%2fapp.py/thumbnail", "/wm-static/../app.py", "/wm-static/%2e%2e/app.py"):
+    for path in (
+        "/api/v1/gallery/atlantis/thumbnail",
+        "/api/v1/gallery/..%2f..%2fapp.py/thumbnail",
+        "/wm-static/../app.py",
+        "/wm-static/%2e%2e/app.py",
+    ):
         assert request(host, "GET", path)[0] == 404
     assert json.loads(request(host, "GET", "/healthz")[1]) == {"ok": True, "occupied": False}
 
@@ -271,7 +276,9 @@ def test_an_idle_visitor_makes_room_for_one_who_waits(model):
             waiting.play(6)
 
 
-@pytest.mark.parametrize("text", ["{", '{"type":"fly"}', '{"type":"pause","x":1}', '{"type":"action","seq":1,"keys":["Tab"]}', '{"type":"hello","proto":1}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"type":"fly"}', '{"type":"pause","x":1}', '{"type":"action","seq":1,"keys":["Tab"]}', '{"type":"hello","proto":1}']
+)
 def test_bad_messages_end_the_connection_not_the_server(host, text):
     with Client(host) as client:
         client.play(1)

@@ -1,10 +1,10 @@
 """The HTTP and WebSocket routes around one model. Nothing here knows of any page.
 
-    WS   /api/v1/stream                     messages and frames of `protocol`
-    POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
-    GET  /api/v1/gallery                    worlds to start in, each with a thumbnail
-    GET  /healthz                           {"ok": true, "occupied": false}
-    GET  /wm-static/...                     client.js, style.css, and index.html: a page without any framework
+WS   /api/v1/stream                     messages and frames of `protocol`
+POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
+GET  /api/v1/gallery                    worlds to start in, each with a thumbnail
+GET  /healthz                           {"ok": true, "occupied": false}
+GET  /wm-static/...                     client.js, style.css, and index.html: a page without any framework
 """
 
 from __future__ import annotations

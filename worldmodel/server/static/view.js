@@ -63,7 +63,7 @@ export function buildView(element, base) {
     const locked = document.pointerLockElement === canvas;
     const focused = document.activeElement === canvas;
     let text = fine ? "Click to walk" : "Touch the buttons to walk, drag to look";
-    if (focused && fine) text = "W A S D walk · arrows look · click again for the mouse · Esc leaves";
+    if (focused && fine) text = "WASD walk · arrows look · click again for mouse look · Esc leaves";
     if (locked) text = "Mouse looks around · Esc frees it";
     hint.textContent = text;
     hint.classList.remove("wm-fades");
@@ -105,8 +105,9 @@ export function buildView(element, base) {
     meter.textContent = `${fps.toFixed(0)} fps` + (latency === null ? "" : ` · ${latency.toFixed(0)} ms`);
     meter.title = "Frames a second, and the time from a key to its first frame";
   };
-  view.note = (title, text = "", button = null) => {
+  view.note = (title, text = "", button = null, light = false) => {
     note.classList.toggle("wm-note-on", Boolean(title));
+    note.classList.toggle("wm-note-light", light);
     if (!title) return note.replaceChildren();
     note.replaceChildren(make("strong", {}, title), make("span", {}, text));
     if (button) {
@@ -114,7 +115,7 @@ export function buildView(element, base) {
       node.addEventListener("click", button.act);
       note.append(node);
     }
-    view.say(`${title}. ${text}`);
+    view.say(`${title}. ${text}`.trim());
   };
   view.toast = (text) => {
     toast.textContent = text;
@@ -126,7 +127,7 @@ export function buildView(element, base) {
   view.world = ({ gallery, image, paused, loading }) => {
     view.curtain(loading);
     const place = gallery ? pretty(gallery) : image ? "your picture" : "a new world";
-    if (paused) view.note("Paused", "", { label: "Continue", act: () => view.onResume?.() });
+    if (paused) view.note("Paused", "", { label: "Continue", act: () => view.onResume?.() }, true);
     else view.note(null);
     if (!paused) view.say(loading ? `Making ${place}.` : `Walking in ${place}.`);
   };

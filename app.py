@@ -1,0 +1,174 @@
+"""The page: a world to walk through, a prompt, a seed, a speed. ``python app.py`` and open the address that it prints.
+
+The view talks to the server by its own WebSocket (`worldmodel.server`); Gradio draws the controls around it, and their
+events run in the browser, so no click waits for Gradio's queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr  # noqa: E402
+import uvicorn  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+
+from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
+from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
+from worldmodel.server.settings import ServerSettings  # noqa: E402
+
+MOUNT = """
+const root = element.querySelector('#world-view');
+import(new URL('wm-static/client.js', document.baseURI)).then(({ mountWorld }) => {
+  let shown = null;
+  window.worldView = mountWorld(root, {
+    onWorld(state) {
+      const about = JSON.stringify([state.gallery, state.image, state.prompt, state.seed, state.paused]);
+      if (about === shown) return;
+      shown = about;
+      props.value = state;
+      trigger('change');
+    },
+  });
+});
+"""
+SHOW_STATE = """(state) => state
+    ? [state.prompt, state.seed, state.speed, state.paused ? 'Continue' : 'Pause']
+    : ['', 0, 1, 'Pause']"""
+SET_PROMPT = "(prompt) => { window.worldView?.setPrompt(prompt); window.worldView?.focus(); }"
+RESTART = "(prompt, seed) => { window.worldView?.reset({ prompt, seed: Math.max(0, Math.round(seed ?? 0)) }); window.worldView?.focus(); }"
+PAUSE = "() => { window.worldView?.togglePause(); window.worldView?.focus(); }"
+SET_SPEED = "(speed) => { window.worldView?.setSpeed(speed); }"
+
+KEYS_HELP = """
+| | | | |
+|---|---|---|---|
+| **W** **S** | forward, back | **↑ ↓** or **I** **K** | look up, down |
+| **A** **D** | left, right | **← →** or **J** **L** | turn left, right |
+| **R** **F** | rise, sink | **U** **O** | roll left, right |
+
+Click the picture first; keys act only while it has its frame. Keys may be held together. Drag to look around, or click once
+more to let the mouse look; **Esc** gives it back. A new prompt changes the world from the next moment on; **Start again**
+goes back to the first picture with the prompt and seed shown here.
+"""
+CSS = (Path(__file__).parent / "worldmodel" / "server" / "static" / "page.css").read_text(encoding="utf-8")
+HEAD = """
+<script>document.documentElement.classList.add('dark'); addEventListener('DOMContentLoaded', () => document.body.classList.add('dark'));</script>
+<meta name="color-scheme" content="dark">
+"""
+
+
+def build_page() -> gr.Blocks:
+    """The Gradio page; it expects the routes of `create_app` beside it."""
+    with gr.Blocks(title="World model", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML("<h1>World model</h1><p>One picture, one sentence, and you are in it.</p>", elem_id="masthead")
+        view = gr.HTML(value=None, html_template='<div id="world-view"></div>', js_on_load=MOUNT, elem_id="world", apply_default_css=False)
+        with gr.Column(elem_id="controls"):
+            with gr.Row(equal_height=True):
+                prompt = gr.Textbox(
+                    label="Prompt",
+                    placeholder="What is this place? Enter changes it.",
+                    max_length=MAX_PROMPT,
+                    lines=1,
+                    max_lines=3,
+                    scale=6,
+                    elem_id="prompt",
+                )
+                seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, maximum=2**32 - 1, min_width=90, scale=1, elem_id="seed")
+                speed = gr.Slider(
+                    MIN_SPEED, MAX_SPEED, value=1.0, step=0.1, label="Speed", min_width=170, scale=2, buttons=[], elem_id="speed"
+                )
+            with gr.Row(elem_id="actions"):
+                pause = gr.Button("Pause", elem_id="pause", size="md")
+                restart = gr.Button("Start again", variant="primary", elem_id="restart", size="md")
+            with gr.Accordion("Keys", open=False, elem_id="keys"):
+                gr.Markdown(KEYS_HELP)
+        view.change(None, view, [prompt, seed, speed, pause], js=SHOW_STATE, api_visibility="private")
+        prompt.submit(None, prompt, None, js=SET_PROMPT)
+        restart.click(None, [prompt, seed], None, js=RESTART)
+        pause.click(None, None, None, js=PAUSE)
+        speed.change(None, speed, None, js=SET_SPEED)
+    return page
+
+
+def build_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
+    """The server's routes with the page at ``/``."""
+    theme = gr.themes.Base(
+        primary_hue="teal", neutral_hue="slate", font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    app = create_app(model, settings)
+    return gr.mount_gradio_app(
+        app, build_page(), path="/", ssr_mode=False, theme=theme, css=CSS, head=HEAD, footer_links=[], run_history=False, show_error=True
+    )
+
+
+def load_model(name: str) -> Any:
+    """`WorldModel.from_pretrained(name)`, saying what goes on."""
+    print(f"Loading the model {name!r} ...", flush=True)
+    begun = time.monotonic()
+    from worldmodel import WorldModel  # slow to import: the arguments are checked before
+
+    model = WorldModel.from_pretrained(name)
+    height, width = model.size
+    print(f"Loaded in {time.monotonic() - begun:.1f} s: {width} x {height} pixels, {model.fps:g} frames a second.", flush=True)
+    return model
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, taken before the model is loaded, so that a taken port is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)  # a second process could bind until somebody listens
+    except OSError as error:
+        listener.close()
+        raise SystemExit(f"Cannot listen on {host} port {port} ({error.strerror}). Choose another with --port {port + 1}.") from None
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says where the page is once it answers."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2]
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        print(f"Ready: http://{shown}:{port}  (Ctrl-C stops)", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Walk through generated worlds in the browser.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--model", default="tiny", help="packaged name, folder or hub id of the weights (default: %(default)s)")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may open a stream")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    try:
+        with listen(args.host, args.port) as listener:
+            try:
+                model = load_model(args.model)
+            except (OSError, ValueError) as error:
+                raise SystemExit(f"The model {args.model!r} cannot be loaded: {error}") from None
+            app = build_app(model, ServerSettings(allowed_origins=tuple(args.allow_origin)))
+            server = _Server(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
+            server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    print("Stopped.", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
