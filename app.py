@@ -61,7 +61,10 @@ goes back to the first picture with the prompt and seed shown here.
 """
 CSS = (Path(__file__).parent / "worldmodel" / "server" / "static" / "page.css").read_text(encoding="utf-8")
 HEAD = """
-<script>document.documentElement.classList.add('dark'); addEventListener('DOMContentLoaded', () => document.body.classList.add('dark'));</script>
+<script>
+document.documentElement.classList.add('dark');
+addEventListener('DOMContentLoaded', () => document.body.classList.add('dark'));
+</script>
 <meta name="color-scheme" content="dark">
 """
 
@@ -160,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 model = load_model(args.model)
             except (OSError, ValueError) as error:
-                raise SystemExit(f"The model {args.model!r} cannot be loaded: {error}") from None
+                raise SystemExit(str(error)) from None
             app = build_app(model, ServerSettings(allowed_origins=tuple(args.allow_origin)))
             server = _Server(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
             server.run(sockets=[listener])

@@ -79,11 +79,17 @@ class FakeWorld:
         self._model, self.first_frame, self.prompt, self.seed = model, first_frame, prompt, seed
         self._source = Image.fromarray(np.tile(first_frame, (3, 3, 1)))
         self._x = self._y = self._zoom = self._roll = 0.0
-        self.index = 0
+        self.index, self._finalized = 0, True
         self.log: list[Action] = []
 
     def step(self, actions: Action | list[Action]) -> Chunk:
+        chunk = self.generate(actions)
+        self.finalize()
+        return chunk
+
+    def generate(self, actions: Action | list[Action]) -> Chunk:
         _assert_off_the_event_loop()
+        assert self._finalized, "generate was called before the last chunk was finalized"
         begun = time.perf_counter()
         if self._model.fail_next:
             self._model.fail_next = False
@@ -91,9 +97,15 @@ class FakeWorld:
         actions = [actions] * self._model.chunk_frames if isinstance(actions, Action) else as_actions(actions)
         frames = [self._render(action) for action in actions]
         self.log.extend(actions)
-        self.index += 1
-        time.sleep(max(0.0, self._model.step_s - (time.perf_counter() - begun)))
-        return Chunk(np.stack(frames), np.tile(np.eye(4, dtype=np.float32), (len(frames), 1, 1)), to_array(actions), self.index)
+        chunk = Chunk(np.stack(frames), np.tile(np.eye(4, dtype=np.float32), (len(frames), 1, 1)), to_array(actions), self.index)
+        self.index, self._finalized = self.index + 1, False
+        time.sleep(max(0.0, 0.8 * self._model.step_s - (time.perf_counter() - begun)))
+        return chunk
+
+    def finalize(self) -> None:
+        _assert_off_the_event_loop()
+        time.sleep(0.2 * self._model.step_s)
+        self._finalized = True
 
     def _render(self, action: Action) -> np.ndarray:
         height, width = self._model.size

@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 import simplejpeg
+from fake_model import FakeModel
 from PIL import Image
+from serving import Client, running
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from fake_model import FakeModel
-from serving import Client, running
 from worldmodel.server import protocol as p
 from worldmodel.server.app import create_app
 from worldmodel.server.settings import ServerSettings
@@ -27,7 +27,8 @@ def model(tmp_path):
 
 @pytest.fixture
 def host(model):
-    with running(create_app(model, ServerSettings(grace_s=GRACE_S, busy_retry_s=0.2, hello_s=1.0, upload_bytes=200_000))) as host:
+    settings = ServerSettings(grace_s=GRACE_S, busy_retry_s=0.2, hello_s=1.0, upload_bytes=200_000, stall_s=0.5)
+    with running(create_app(model, settings)) as host:
         yield host
 
 
@@ -119,7 +120,7 @@ def test_no_more_than_the_window_is_sent_without_acknowledgement(host, model):
         client.expect(p.Ready)
         client.pump(timeout=0.8)
         assert [h.frame for h, _ in client.frames] == [1, 2, 3]
-        client.pump(timeout=1.2)
+        client.pump(timeout=0.6)
         steps = model.worlds[0].index
         client.pump(timeout=0.6)
         assert len(client.frames) == 3 and model.worlds[0].index == steps, "the model rests while nobody looks"

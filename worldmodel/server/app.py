@@ -24,8 +24,8 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.datastructures import Headers
 
-from worldmodel.server import protocol as p
 from worldmodel.images import ImageError, load_start_image
+from worldmodel.server import protocol as p
 from worldmodel.server.lobby import Busy, Lobby
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 
 
@@ -34,23 +35,23 @@ class Credit:
 
 
 class StepTime:
-    """Running estimate of how long a chunk takes, with its spread (the smoothing of TCP's round-trip timer, RFC 6298)."""
+    """How long steps take, from the last few: a first step that warms things up, or one hiccup, is soon forgotten."""
 
-    def __init__(self) -> None:
-        self.mean: float | None = None
-        self.deviation = 0.0
+    def __init__(self, window: int = 8) -> None:
+        self._recent: deque[float] = deque(maxlen=window)
 
     def update(self, seconds: float) -> None:
-        if self.mean is None:
-            self.mean, self.deviation = seconds, seconds / 4
-        else:
-            self.deviation += (abs(seconds - self.mean) - self.deviation) / 4
-            self.mean += (seconds - self.mean) / 8
+        self._recent.append(seconds)
+
+    @property
+    def typical(self) -> float:
+        """The (low) median; 0 before the first step."""
+        return statistics.median_low(self._recent) if self._recent else 0.0
 
     @property
     def cautious(self) -> float:
-        """A time that the next step will rarely exceed; 0 before the first step."""
-        return 0.0 if self.mean is None else self.mean + 2 * self.deviation
+        """A time that the next step will rarely exceed: the second longest of the last few; 0 before the first step."""
+        return sorted(self._recent)[-2:][0] if self._recent else 0.0
 
 
 class PlayoutClock:
@@ -65,9 +66,9 @@ class PlayoutClock:
         self.period = 1.0 / fps
         self._last = float("-inf")  # when the last frame was due
 
-    def set_pace(self, step_s: float | None, frames: int) -> None:
+    def set_pace(self, step_s: float, frames: int) -> None:
         """Adapt the period to a model that takes `step_s` for `frames` frames."""
-        self.period = max(1.0 / self._fps, (step_s or 0.0) / frames)
+        self.period = max(1.0 / self._fps, step_s / frames)
 
     @property
     def due(self) -> float:

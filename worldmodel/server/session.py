@@ -21,9 +21,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server.controls import Controls
-from worldmodel.images import ImageError
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
@@ -84,7 +84,7 @@ class Session:
         self._world: Any = None
         first = next(iter(model.gallery), None)
         self._origin = self._from_gallery(first) if first else Origin(None, "", 0)
-        self._reset: Origin | None = self._origin if first else None
+        self._reset: Origin | None = self._origin
         self._prompt = self._origin.prompt
         self._new_prompt: str | None = None
         self._speed, self._paused, self._quality = 1.0, False, settings.quality
@@ -92,7 +92,7 @@ class Session:
         self._controls = Controls()
         self._credit = Credit(settings.window)
         self._clock = PlayoutClock(model.fps)
-        self._step_time = StepTime()
+        self._until_frames, self._step_time = StepTime(), StepTime()
         self._queue: deque[_Frame] = deque()
         self._shown: _Frame | None = None
         self._frame = self._epoch = 0
@@ -246,7 +246,7 @@ class Session:
                 self._changed.set()
                 continue
             frames = self._model.chunk_frames
-            wait = self._clock.start_by(len(self._queue), self._step_time.cautious + _SEND_MARGIN_S) - time.monotonic()
+            wait = self._clock.start_by(len(self._queue), self._until_frames.cautious + _SEND_MARGIN_S) - time.monotonic()
             if wait > 0:
                 await self._until(lambda: self._reset is not None, timeout=wait)
                 continue
@@ -254,11 +254,13 @@ class Session:
             seq, actions = controls.seq, controls.latch(frames, self._speed)
             prompt, self._new_prompt = self._new_prompt, None
             begun = time.monotonic()
-            chunk = await self._in_model_thread(_step, world, actions, prompt)
-            self._step_time.update(time.monotonic() - begun)
-            self._clock.set_pace(self._step_time.mean, frames)
+            chunk = await self._in_model_thread(_generate, world, actions, prompt)
+            self._until_frames.update(time.monotonic() - begun)
             if epoch == self._epoch:
                 self._enqueue(chunk, seq if controls is self._controls else 0)
+            await self._in_model_thread(world.finalize)  # frames leave before the memory is written
+            self._step_time.update(time.monotonic() - begun)
+            self._clock.set_pace(self._step_time.typical, frames)
 
     def _may_step(self) -> bool:
         awake = self.connection is not None and self._world is not None and not self._paused
@@ -310,7 +312,7 @@ class Session:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             stats = p.Stats(
-                fps=round(self._sent_since / (now - since), 1), step_ms=round(1e3 * (self._step_time.mean or 0.0), 1),
+                fps=round(self._sent_since / (now - since), 1), step_ms=round(1e3 * self._step_time.typical, 1),
                 encode_ms=round(1e3 * self._encode_s, 2), latency_ms=round(1e3 * self._ack_s, 1),
                 quality=self._quality, dropped=self._dropped,
             )  # fmt: skip
@@ -359,10 +361,10 @@ async def _dismiss(connection: Connection, message: p.ServerMessage, code: p.Clo
     await connection.close(code)
 
 
-def _step(world: Any, actions: list, prompt: str | None) -> Any:
+def _generate(world: Any, actions: list, prompt: str | None) -> Any:
     if prompt is not None:
         world.prompt = prompt
-    return world.step(actions)
+    return world.generate(actions)
 
 
 def _encode(pixels: np.ndarray, quality: int) -> bytes:
