@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -178,6 +178,18 @@ class WorldModel:
     def load_world(self, path: str | Path) -> World:
         """The world that `World.save` wrote; raises `WorldError` if it is not one of this model."""
         return World.load(self, path)
+
+    def with_config(self, **changes: Any) -> WorldModel:
+        """The same weights with fields of `ModelConfig` replaced."""
+        return WorldModel(self.transformer, self.autoencoder, self.text, replace(self.config, **changes), self._gallery_folder)
+
+    def with_steps(self, steps: int) -> WorldModel:
+        """The same weights with another number of denoising steps."""
+        return self.with_config(sampler=self.config.sampler.with_steps(steps))
+
+    def with_memory(self, memory: MemoryConfig) -> WorldModel:
+        """The same weights with another memory."""
+        return self.with_config(memory=memory)
 
     @cached_property
     def gallery(self) -> list[GalleryWorld]:

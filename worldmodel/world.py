@@ -113,6 +113,12 @@ class World:
         return past.poses[-1].copy()
 
     @property
+    def last_latents(self) -> Tensor:
+        """Latents [1, C, t, h, w] of the last chunk, or the start picture's repeated to a chunk."""
+        past = self._pending or (self._history[-1] if self._history else None)
+        return past.latents if past else self._start.latents.expand(-1, -1, self.model.config.chunk, -1, -1)
+
+    @property
     def memory_bytes(self) -> int:
         return self._memory.num_bytes
 
@@ -159,14 +165,23 @@ class World:
         clock.append(time.perf_counter())
         latents = denoise(self.model.transformer, noise, text, camera, self._memory, self.model.config.sampler)
         clock.append(time.perf_counter())
-        before = self._decoder_state
-        video, self._decoder_state = self.model.autoencoder.decode_chunk(latents, before)
-        frames = self.model.to_frames(video)
+        chunk = self._decoded(latents, per_frame, poses)
         clock.append(time.perf_counter())
-        index = self.index
-        self._pending = _Past(latents, per_frame, poses, self._prompt, before)
-        prepare, denoising, decode = (1000 * d for d in np.diff(clock))
-        return Chunk(frames, poses.astype(np.float32), per_frame, index, {"prepare": prepare, "denoise": denoising, "decode": decode})
+        chunk.timings.update(zip(("prepare", "denoise", "decode"), (1000 * float(d) for d in np.diff(clock)), strict=True))
+        return chunk
+
+    @torch.no_grad()
+    def generate_from(self, latents: Tensor, actions: Action | Iterable[Action] | np.ndarray | str) -> Chunk:
+        """A chunk whose latents [1, C, t, h, w] are given instead of generated: to feed a world what really happened."""
+        self.finalize()
+        per_frame = self._frames_of(actions)
+        return self._decoded(latents, per_frame, integrate(per_frame, start=self.pose))
+
+    def _decoded(self, latents: Tensor, actions: np.ndarray, poses: np.ndarray) -> Chunk:
+        before, index = self._decoder_state, self.index
+        video, self._decoder_state = self.model.autoencoder.decode_chunk(latents, before)
+        self._pending = _Past(latents, actions, poses, self._prompt, before)
+        return Chunk(self.model.to_frames(video), poses.astype(np.float32), actions, index)
 
     def finalize(self) -> None:
         """Write the last chunk into the memory (the clean-context pass), if that is still to be done."""

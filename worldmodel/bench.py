@@ -1,0 +1,112 @@
+"""How fast a model is here: milliseconds per stage, frames a second and memory, with little and with much history."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from worldmodel.actions import Action
+from worldmodel.model import WorldModel
+from worldmodel.world import World
+
+_KEYS = ({"KeyW"}, {"ArrowLeft"}, {"KeyW", "ArrowRight"}, {"KeyD"}, set())
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over the chunks measured, in milliseconds a chunk, after `seconds` of history."""
+
+    seconds: float
+    denoise: float
+    memory: float
+    decode: float
+    encode: float
+    total: float
+    total_p95: float
+    fps: float
+    key_to_frame_p95: float
+    tokens: int
+    memory_mb: float
+
+
+def fast_forward(world: World, seconds: float) -> None:
+    """Give a world history without denoising it: its last latents are written into the memory again and again."""
+    model = world.model
+    chunks = int(seconds * model.fps / model.chunk_frames) - world.index
+    for _ in range(max(0, chunks)):
+        world.generate_from(world.last_latents, Action.idle())
+        world.finalize()
+
+
+def encode_jpeg(frames: np.ndarray) -> int:
+    """What a server does with a chunk; returns bytes."""
+    try:
+        import simplejpeg
+
+        return sum(len(simplejpeg.encode_jpeg(f, quality=85)) for f in frames)
+    except ImportError:
+        from PIL import Image
+
+        total = 0
+        for frame in frames:
+            buffer = io.BytesIO()
+            Image.fromarray(frame).save(buffer, "JPEG", quality=85)
+            total += buffer.tell()
+        return total
+
+
+def measure(model: WorldModel, seconds: float, chunks: int = 24, warmup: int = 4, progress: Callable[[str], None] = lambda _: None) -> Row:
+    """One row of the table: `chunks` chunks after `seconds` of history."""
+    height, width = model.size
+    picture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    image = model.gallery[0].image_path if model.gallery else picture
+    prompt = model.gallery[0].prompt if model.gallery else ""
+    world = model.start(image, prompt, seed=0)
+    progress(f"filling {seconds:g} s of history")
+    fast_forward(world, seconds)
+    rows: list[tuple[float, ...]] = []
+    for i in range(warmup + chunks):
+        started = time.perf_counter()
+        chunk = world.generate(Action.from_keys(_KEYS[i % len(_KEYS)]))
+        made = time.perf_counter()
+        encode_jpeg(chunk.frames)
+        encoded = time.perf_counter()
+        world.finalize()
+        done = time.perf_counter()
+        if i >= warmup:
+            t = chunk.timings
+            rows.append((t["prepare"] + t["denoise"], done - encoded, t["decode"], encoded - made, done - started, encoded - started))
+    denoise, memory, decode, encode, total, visible = (list(column) for column in zip(*rows, strict=True))
+    # A key falls anywhere in the playing of a chunk; it is read when the next chunk starts, and seen when that is encoded.
+    play = model.chunk_frames / model.fps
+    wait = np.random.default_rng(1).uniform(0, max(play, statistics.median(total)), 10_000)
+    visible_p95 = float(np.percentile(wait + np.resize(visible, 10_000), 95))
+    ms = [1000 * statistics.median(x) for x in (memory, encode, total)]
+    return Row(
+        seconds, statistics.median(denoise), ms[0], statistics.median(decode), ms[1], ms[2], 1000 * float(np.percentile(total, 95)),
+        model.chunk_frames / statistics.median(total), 1000 * visible_p95, world.memory_tokens, world.memory_bytes / 2**20,
+    )  # fmt: skip
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    head = "| history s | denoise | memory | decode | encode | chunk ms | p95 | frames/s | key to frame p95 | tokens | memory MiB |"
+    lines = [head, "|" + " ---: |" * (head.count("|") - 1)]
+    for r in rows:
+        cells = [f"{r.seconds:g}", *(f"{x:.1f}" for x in (r.denoise, r.memory, r.decode, r.encode, r.total, r.total_p95, r.fps))]
+        lines.append("| " + " | ".join([*cells, f"{r.key_to_frame_p95:.0f}", str(r.tokens), f"{r.memory_mb:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+def report(model: WorldModel, rows: list[Row]) -> dict:
+    """Everything measured, for JSON."""
+    return {
+        "model": model.fingerprint, "device": str(model.device), "threads": torch.get_num_threads(), "size": model.size,
+        "denoising_steps": model.config.sampler.steps, "rows": [asdict(r) for r in rows],
+    }  # fmt: skip

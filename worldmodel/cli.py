@@ -1,0 +1,110 @@
+"""``worldmodel generate | bench``: the terminal's way in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="worldmodel", description="An interactive video world model. The page is started by app.py.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_generate(commands.add_parser("generate", help="walk through a world by a script of keys and write an mp4"))
+    _add_bench(commands.add_parser("bench", help="measure speed and memory here"))
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"worldmodel: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("worldmodel: stopped.", file=sys.stderr)
+        return 130
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny", help="packaged model, folder or hub id (default: tiny)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA when there is one)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+
+def _load(args: argparse.Namespace):
+    import torch
+
+    from worldmodel.model import WorldModel
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = WorldModel.from_pretrained(args.model, device=args.device)
+    return model if args.steps is None else model.with_steps(args.steps)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--image", help="start picture; a gallery world's name also does; default: made from the prompt")
+    parser.add_argument("--prompt", help="one sentence about the place (default: the gallery world's own)")
+    parser.add_argument("--script", default="w*32 left*32 w+right*32", help="terms keys*frames, for example 'w*16 w+left*8 .*4'")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--window-only", action="store_true", help="forget what leaves the window, to see what the memory does")
+    parser.add_argument("--scale", type=int, default=4, help="repeat pixels in the mp4 (default: 4)")
+    parser.add_argument("--out", type=Path, required=True, help="mp4 to write")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from worldmodel.actions import parse_script
+    from worldmodel.video import write_mp4
+
+    actions = parse_script(args.script)
+    model = _load(args)
+    if args.window_only:
+        model = model.with_memory(model.config.memory.window_only())
+    gallery = {g.name: g for g in model.gallery}
+    place = gallery.get(args.image)
+    prompt = args.prompt if args.prompt is not None else (place.prompt if place else "")
+    if args.image is None and not prompt:
+        names = ", ".join(gallery)
+        raise ValueError(f"Give --image or --prompt. Gallery worlds that --image understands: {names or 'none'}.")
+    world = model.start(place.image_path if place else args.image, prompt, args.seed)
+
+    def frames():
+        yield world.first_frame
+        with tqdm(total=len(actions), unit="frame", desc="generate") as bar:
+            for chunk in world.stream(actions):
+                yield from chunk.frames
+                bar.update(min(len(chunk.frames), bar.total - bar.n))
+
+    count = write_mp4(args.out, frames(), model.fps, args.scale)
+    print(f"{args.out}: {count} frames, {count / model.fps:.1f} s")
+    return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--history", type=float, nargs="*", default=[0.0, 20.0, 300.0], help="seconds of history to measure at")
+    parser.add_argument("--chunks", type=int, default=24, help="chunks measured per row")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import torch
+
+    from worldmodel.bench import measure, report, table
+
+    model = _load(args)
+    rows = [measure(model, s, args.chunks, progress=lambda m: print(m, file=sys.stderr)) for s in args.history]
+    print(f"{model.fingerprint}, {model.size[0]}x{model.size[1]}, {model.config.sampler.steps} steps, {model.device}, {torch.get_num_threads()} threads")
+    print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(report(model, rows), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
