@@ -91,7 +91,7 @@ export function mountWorld(element, options = {}) {
     const tick = () => {
       if (state.status !== "busy") return;
       const seconds = Math.max(0, Math.ceil((until - performance.now()) / 1000));
-      view.note("Someone else is walking here", seconds ? `Trying again in ${seconds} s.` : "Trying again…");
+      view.note("Someone else is walking here", seconds ? `Trying again in ${seconds} s.` : "Trying again…", null, { quiet: true });
       if (seconds) setTimeout(tick, 1000);
     };
     view.say(message);
@@ -159,6 +159,7 @@ export function mountWorld(element, options = {}) {
   const handle = {
     state,
     controls,
+    connection,
     reset,
     upload,
     stats,
@@ -168,8 +169,6 @@ export function mountWorld(element, options = {}) {
     setPrompt: (prompt) => connection.send({ type: "config", prompt }),
     setSpeed: (speed) => connection.send({ type: "config", speed }),
     focus: () => view.canvas.focus({ preventScroll: true }),
-    /** Drop the socket as a bad network would (for tests and the curious). */
-    drop: () => connection.socket?.close(),
     destroy() {
       controls.destroy();
       connection.close();

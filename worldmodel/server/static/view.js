@@ -105,7 +105,7 @@ export function buildView(element, base) {
     meter.textContent = `${fps.toFixed(0)} fps` + (latency === null ? "" : ` · ${latency.toFixed(0)} ms`);
     meter.title = "Frames a second, and the time from a key to its first frame";
   };
-  view.note = (title, text = "", button = null, light = false) => {
+  view.note = (title, text = "", button = null, { light = false, quiet = false } = {}) => {
     note.classList.toggle("wm-note-on", Boolean(title));
     note.classList.toggle("wm-note-light", light);
     if (!title) return note.replaceChildren();
@@ -115,10 +115,11 @@ export function buildView(element, base) {
       node.addEventListener("click", button.act);
       note.append(node);
     }
-    view.say(`${title}. ${text}`.trim());
+    if (!quiet) view.say(`${title}. ${text}`.trim());
   };
   view.toast = (text) => {
     toast.textContent = text;
+    view.say(text);
     toast.classList.add("wm-toast-on");
     view.curtain(false);
     clearTimeout(view.toastTimer);
@@ -127,7 +128,7 @@ export function buildView(element, base) {
   view.world = ({ gallery, image, paused, loading }) => {
     view.curtain(loading);
     const place = gallery ? pretty(gallery) : image ? "your picture" : "a new world";
-    if (paused) view.note("Paused", "", { label: "Continue", act: () => view.onResume?.() }, true);
+    if (paused) view.note("Paused", "", { label: "Continue", act: () => view.onResume?.() }, { light: true });
     else view.note(null);
     if (!paused) view.say(loading ? `Making ${place}.` : `Walking in ${place}.`);
   };
