@@ -8,6 +8,7 @@ first causal slice on, ``model/``, which `WorldModel.from_pretrained` loads.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,8 @@ from distill.causal import CausalStage
 from distill.dataset import Clip, read_clip
 from distill.latents import encode_clips, load_walks
 from distill.recipe import Recipe, RecipeError, load_recipe
-from distill.scenes.dataset import clip_stem, missing
+from distill.scenes.__main__ import parse_seeds
+from distill.scenes.dataset import Settings, clip_stem, missing
 from distill.trainer import Deadline
 from worldmodel.autoencoder import TinyAutoencoder
 
@@ -90,6 +92,7 @@ def embed_prompts(prompts: list[str]) -> torch.Tensor:
 def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -> bool:
     """One slice; returns whether the whole recipe is done."""
     d = recipe.data
+    Settings(parse_seeds(d.seeds), d.frames, d.size, d.level)  # refuses reserved seeds before anything is written
     data = out / "data"
     trained, held = range(1, d.clips - d.held_out + 1), range(d.clips - d.held_out + 1, d.clips + 1)
     renderer = Renderer(data, recipe)
@@ -134,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, for example causal.steps=500")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped saves, as Ctrl-C does
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
@@ -142,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     except (RecipeError, ValueError, FileNotFoundError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "Stopped and saved. The same command goes on.\n")
+        parser.exit(130, "\nStopped and saved. The same command goes on.\n")
     print("The recipe is done." if done else "The slice is over; the same command goes on.")
     return 0
 

@@ -1,0 +1,71 @@
+"""A run's weights as a model that ships: ``python -m distill.export RUN --out worldmodel/weights/tiny``.
+
+Writes transformer and autoencoder as float16 safetensors, the model's description, the embeddings of the prompts that it was
+trained on, and a gallery of start pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distill.recipe import RecipeError, load_recipe
+from distill.scenes import GALLERY_SEEDS, build_scene, family_of, render
+from worldmodel.autoencoder import TinyAutoencoder
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.text import PromptCache, TextEncoder
+from worldmodel.transformer import CausalWorldTransformer
+
+GALLERY = (
+    ("meadow village", 0), ("grey castle", 3), ("red and yellow rooms", 7), ("yellow desert", 4),
+    ("autumn village", 5), ("sandstone palace", 0), ("night rooms", 3), ("red canyon", 7),
+    ("blossom village", 1), ("marble ruin", 7), ("golden rooms", 2), ("green island", 2),
+    ("snowy village", 3), ("dark castle", 6), ("pink dusk rooms", 3), ("ice shore", 4),
+    ("pine forest", 7), ("ice castle", 1), ("dawn rooms", 6), ("savanna", 4),
+    ("lakeside village", 1), ("jungle ruin", 1), ("cloudy rooms", 1), ("violet dunes", 5),
+)  # fmt: skip
+"""Name and start view of each gallery world, in the order of their seeds."""
+
+
+def write_gallery(folder: Path, size: tuple[int, int]) -> list[str]:
+    """Start pictures and gallery.json; returns the prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for seed, (name, start) in zip(GALLERY_SEEDS, GALLERY, strict=True):
+        clip = render(seed, np.zeros((0, 13)), start, size)
+        image = f"{name.replace(' ', '-')}.png"
+        Image.fromarray(clip.frames[0]).save(folder / image, optimize=True)
+        entries.append({"name": name, "family": family_of(seed), "prompt": clip.caption, "image": image, "seed": seed, "start": start})
+    (folder / "gallery.json").write_text(json.dumps(entries, indent=1) + "\n")
+    return [e["prompt"] for e in entries]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m distill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a training run")
+    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        recipe = load_recipe(args.recipe)
+        transformer = CausalWorldTransformer.from_pretrained(args.run / "causal" / "model")
+        autoencoder = TinyAutoencoder.from_pretrained(args.run / "autoencoder" / "model")
+    except (RecipeError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    size = (recipe.data.size, recipe.data.size)
+    config = ModelConfig(recipe.name, size, 16, recipe.causal.chunk, recipe.causal.memory, recipe.causal.sampler)
+    encoder = TextEncoder(config.text)
+    WorldModel(transformer, autoencoder, encoder, config).save_pretrained(args.out)
+    prompts = sorted({*write_gallery(args.out / "gallery", size), *(build_scene(s).caption for s in GALLERY_SEEDS)})
+    PromptCache.write(args.out / "prompts.safetensors", prompts, encoder.encode(prompts))
+    total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
+    print(f"{args.out}: {total / 1e6:.1f} MB of weights")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,183 @@
+"""The trainer keeps its promises: resume equals uninterrupted, noise levels and draws are what the recipe says, it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from distill.autoencoder import AutoencoderRecipe, AutoencoderStage, psnr, to_frames, to_video
+from distill.causal import CausalRecipe, CausalStage, noise_levels, shifted
+from distill.checkpoint import load_checkpoint, save_checkpoint
+from distill.latents import Walks, encode_clip
+from distill.optim import Muon, build_optimisers, orthogonalise
+from distill.recipe import RecipeError, load_recipe
+from distill.scenes import render
+from distill.train import main as train_main
+from distill.trainer import Deadline, Trainer, generator, schedule
+from small import small_model
+from worldmodel.memory import MemoryConfig
+from worldmodel.sampling import SamplerConfig
+
+
+def make_trainer(folder, steps=8):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+
+    def loss(step):
+        x = torch.randn(5, 6, generator=generator(3, step))
+        value = (model(x) - x[:, :3]).square().mean()
+        return value, {"x": float(value.detach())}
+
+    return Trainer("toy", folder, model, build_optimisers(model, "muon", 0.02, 1e-2, 0.01), loss, steps=steps)
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    whole = make_trainer(tmp_path / "whole")
+    assert whole.run(Deadline(1))
+    first = make_trainer(tmp_path / "cut")
+    real = first.loss
+
+    def stop(step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return real(step)
+
+    first.loss = stop
+    with pytest.raises(KeyboardInterrupt):
+        first.run(Deadline(1))
+    second = make_trainer(tmp_path / "cut")
+    assert second.step == 3
+    assert second.run(Deadline(1))
+    for a, b in zip(whole.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(whole.ema.weights[k], second.ema.weights[k]) for k in whole.ema.weights)
+
+
+def test_a_deadline_ends_the_slice(tmp_path):
+    trainer = make_trainer(tmp_path)
+    assert not trainer.run(Deadline(0))
+    assert trainer.step == 0 and load_checkpoint(tmp_path / "checkpoint") is not None
+
+
+def test_checkpoint_shards_and_survives_a_cut_save(tmp_path):
+    tensors = {"a": torch.randn(100, 10), "b": torch.tensor(3), "c": torch.randn(7)}
+    save_checkpoint(tmp_path / "c", tensors, {"step": 1}, shard_bytes=1000)
+    assert all(p.stat().st_size < 1300 for p in (tmp_path / "c").glob("*.safetensors"))
+    got, meta = load_checkpoint(tmp_path / "c")
+    assert meta == {"step": 1} and all(torch.equal(got[k], tensors[k]) for k in tensors)
+    (tmp_path / "c").rename(tmp_path / "c.old")  # killed between the two renames
+    assert load_checkpoint(tmp_path / "c")[1] == {"step": 1}
+    assert load_checkpoint(tmp_path / "nothing") is None
+
+
+def test_orthogonalise_makes_singular_values_one():
+    for shape in ((20, 20), (12, 40), (40, 12)):
+        s = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert 0.6 < s.min() and s.max() < 1.3
+
+
+def test_muon_descends():
+    w = torch.nn.Parameter(torch.randn(8, 8))
+    optimiser, target = Muon([w], lr=0.05), torch.randn(8, 8)
+    before = (w - target).norm()
+    for _ in range(100):
+        optimiser.zero_grad()
+        (w - target).square().sum().backward()
+        optimiser.step()
+    assert (w - target).norm() < 0.3 * before
+
+
+def test_schedule_and_shift():
+    assert [schedule(s, 100, 10, 0.2) for s in (0, 9, 50, 90, 100)] == pytest.approx([0.1, 1, 1, 0.5, 0])
+    u = torch.linspace(0, 1, 5)
+    assert torch.allclose(shifted(u, 1.0), u)
+    steps = SamplerConfig(steps=4, shift=5.0).scheduler().sigmas[:4]
+    assert torch.allclose(shifted(torch.tensor([1, 0.75, 0.5, 0.25]), 5.0), steps)
+    assert torch.allclose(steps, torch.tensor([1, 0.9375, 0.83333, 0.625]), atol=1e-4)
+
+
+def test_noise_levels_follow_the_recipe():
+    recipe = CausalRecipe(clean=0.4, context_noise=0.1, first_clean=0.9)
+    sigma, counted = noise_levels(recipe, 4000, 6, torch.Generator().manual_seed(0))
+    assert sigma.min() >= 0 and sigma.max() <= 1
+    assert (sigma[~counted] <= 0.1).all()
+    assert counted[:, 1:].float().mean() == pytest.approx(0.6, abs=0.02)
+    assert counted[:, 0].float().mean() == pytest.approx(0.1, abs=0.02)
+
+
+def synthetic_walks(clips=6, latents=8, channels=8):
+    g = torch.Generator().manual_seed(0)
+    frames = 1 + 4 * (latents - 1)
+    actions = torch.zeros(clips, frames, 13)
+    actions[..., 0] = 1
+    poses = torch.eye(4, dtype=torch.float64).repeat(clips, frames, 1, 1)
+    poses[:, :, 2, 3] = torch.arange(frames)
+    base = torch.randn(clips, 1, channels, 4, 4, generator=g)
+    groups = base * torch.linspace(1, 0.2, latents).view(1, -1, 1, 1, 1)
+    return Walks(groups.half(), groups.half() + 0.01, actions, poses, torch.arange(clips) % 2, torch.randn(2, 6, 16, generator=g))
+
+
+def test_draws_begin_with_a_still_and_standing():
+    walks = synthetic_walks()
+    batch = walks.draw(5, 4, torch.Generator().manual_seed(1))
+    assert batch["latents"].shape == (5, 8, 4, 4, 4) and batch["actions"].shape == (5, 13, 13) and batch["poses"].shape == (5, 13, 9)
+    assert (batch["actions"][:, 0, 12] == 1).all() and (batch["actions"][:, 0, :12] == 0).all()
+    assert torch.allclose(batch["poses"][:, :, 2], torch.arange(13.0).expand(5, -1))
+    assert (batch["poses"][:, 0, :3] == 0).all()
+    with pytest.raises(ValueError, match="render longer clips"):
+        walks.draw(1, 9, torch.Generator())
+
+
+def test_causal_stage_learns_and_plays(tmp_path):
+    torch.manual_seed(0)
+    walks = synthetic_walks()
+    recipe = CausalRecipe(
+        transformer=dict(
+            patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
+            rope_theta=100.0, prediction_type="sample",
+        ),
+        memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2), steps=60, curriculum=((0.0, 6, 4),), lr=0.01, adam_lr=3e-3,
+    )  # fmt: skip
+    autoencoder = small_model().autoencoder
+    stage = CausalStage(recipe, tmp_path, walks, walks, autoencoder, torch.device("cpu"))
+    before = np.mean([float(stage.loss(s)[0].detach()) for s in range(1000, 1006)])
+    assert stage.trainer.run(Deadline(2))
+    after = np.mean([float(stage.loss(s)[0].detach()) for s in range(1000, 1006)])
+    assert after < 0.7 * before
+    assert stage.finish() and (tmp_path / "model" / "config.json").exists()
+    assert list(tmp_path.glob("sheet-*.png"))
+
+
+def test_autoencoder_stage_beats_the_linear_code(tmp_path):
+    frames = np.stack([render(3, "left*4 w*4", start=k, size=(32, 32)).frames for k in range(6)])
+    stage = AutoencoderStage(AutoencoderRecipe(latent_channels=16, steps=25, batch=2, groups=3), tmp_path, frames, frames[:2], torch.device("cpu"))
+    before = stage.sample(tmp_path)["psnr"]
+    assert before > 15  # principal components are a start
+    assert stage.trainer.run(Deadline(2))
+    stage.model.load_state_dict(stage.trainer.ema.weights)
+    assert stage.sample(tmp_path)["psnr"] > before + 0.5
+    model = stage.finish()
+    clip = render(3, "left*8", start=0, size=(32, 32))
+    encoded = encode_clip(model, clip, torch.device("cpu"))
+    assert encoded["groups"].shape == (3, 16, 2, 2) and encoded["stills"].shape == (3, 16, 2, 2)
+    still = model.encode(to_video(clip.frames[None, :1]))
+    assert torch.allclose(encoded["stills"][0].float(), still[0, :, 0], atol=2e-2)
+
+
+def test_pixels_round_trip_and_psnr():
+    frames = np.random.default_rng(0).integers(0, 256, (1, 2, 8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(to_frames(to_video(frames)), frames)
+    assert psnr(frames, frames).min() > 60
+    off = np.clip(frames.astype(int) + 10, 0, 255).astype(np.uint8)
+    mse = ((off.astype(np.float64) - frames) ** 2).reshape(2, -1).mean(1)
+    assert psnr(off, frames)[0] == pytest.approx(20 * np.log10(255) - 10 * np.log10(mse), abs=1e-4)
+
+
+def test_recipes_refuse_what_they_do_not_know(tmp_path, capsys):
+    assert load_recipe("tiny", ["causal.steps=7"]).causal.steps == 7
+    with pytest.raises(RecipeError, match="stepz"):
+        load_recipe("tiny", ["causal.stepz=7"])
+    with pytest.raises(RecipeError, match="There is no recipe"):
+        load_recipe("gigantic")
+    with pytest.raises(SystemExit):
+        train_main(["tiny", "--out", str(tmp_path), "--set", "data.seeds=1000000"])
+    assert "reserved" in capsys.readouterr().err
