@@ -17,7 +17,7 @@ from distill.recipe import RecipeError, load_recipe
 from distill.scenes import GALLERY_SEEDS, build_scene, family_of, render
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.text import PromptCache, TextEncoder
+from worldmodel.text import TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
 
 GALLERY = (
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     encoder = TextEncoder(config.text)
     WorldModel(transformer, autoencoder, encoder, config).save_pretrained(args.out)
     prompts = sorted({*write_gallery(args.out / "gallery", size), *(build_scene(s).caption for s in GALLERY_SEEDS)})
-    PromptCache.write(args.out / "prompts.safetensors", prompts, encoder.encode(prompts))
+    encoder.remember(prompts).save(args.out / "prompts.safetensors")
     total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"{args.out}: {total / 1e6:.1f} MB of weights")
     return 0

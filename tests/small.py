@@ -16,11 +16,9 @@ from worldmodel.transformer import CausalWorldTransformer
 class WordEncoder(TextEncoder):
     """Embeddings from a hash of the words, so that tests need no language model."""
 
-    def _embed(self, prompt: str) -> torch.Tensor:
-        out = torch.zeros(self.config.length, self.config.dim)
-        for i, word in enumerate(prompt.split()[: self.config.length]):
-            out[i] = torch.randn(self.config.dim, generator=torch.Generator().manual_seed(sum(map(ord, word))))
-        return out
+    def _run(self, text: str) -> torch.Tensor:
+        words = text.split()[: self.config.length]
+        return torch.stack([torch.randn(self.config.dim, generator=torch.Generator().manual_seed(sum(map(ord, w)))) for w in words])
 
 
 def small_model(seed: int = 0, chunk: int = 1, memory: MemoryConfig | None = None, steps: int = 2) -> WorldModel:

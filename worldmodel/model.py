@@ -138,7 +138,7 @@ class WorldModel:
         transformer = _load_part(CausalWorldTransformer, folder / "transformer", dtype).to(device)
         autoencoder = _load_autoencoder(folder / "autoencoder", dtype, device)
         prompts = folder / "prompts.safetensors"
-        text = TextEncoder(config.text, cache=PromptCache(prompts) if prompts.exists() else None)
+        text = TextEncoder(config.text, cache=PromptCache.load(prompts) if prompts.exists() else None)
         gallery = folder / "gallery"
         return cls(transformer, autoencoder, text, config, gallery if gallery.exists() else None)
 
