@@ -6,7 +6,7 @@ latent of its last frame standing alone (what a start picture becomes).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,21 +86,27 @@ def encode_clip(autoencoder: VideoAutoencoder, clip: Clip, device: torch.device)
     }  # fmt: skip
 
 
-def encode_clips(autoencoder: VideoAutoencoder, clips: Iterable[Clip], count: int, folder: Path, device: torch.device) -> None:
-    """Encode clips into shards under `folder`; shards that exist are kept."""
+def encode_clips(autoencoder: VideoAutoencoder, read: Callable[[int], Clip], indices: range, folder: Path, device: torch.device) -> None:
+    """Encode the clips `read(index)` into shards of `SHARD_CLIPS` under `folder`; shards that exist are kept."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Tensor]] = []
-    captions: list[str] = []
-    for i, clip in enumerate(tqdm(clips, total=count, desc="encode", unit="clip", mininterval=5)):
-        rows.append(encode_clip(autoencoder, clip, device))
-        captions.append(clip.caption)
-        if len(rows) == SHARD_CLIPS or i == count - 1:
-            shard = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
-            path = folder / f"walks-{i // SHARD_CLIPS:05d}.safetensors"
-            save_file(shard, path.with_suffix(".tmp"), metadata={"captions": "\n".join(captions)})
-            path.with_suffix(".tmp").rename(path)
-            rows, captions = [], []
+    with tqdm(total=len(indices), desc="encode", unit="clip", mininterval=5) as bar:
+        for first in range(0, len(indices), SHARD_CLIPS):
+            mine = indices[first : first + SHARD_CLIPS]
+            path = folder / f"walks-{first // SHARD_CLIPS:05d}.safetensors"
+            if not path.exists():
+                rows, captions = [], []
+                for index in mine:
+                    clip = read(index)
+                    rows.append(encode_clip(autoencoder, clip, device))
+                    captions.append(clip.caption)
+                    bar.update()
+                shard = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+                part = path.with_suffix(".part")
+                save_file(shard, part, metadata={"captions": "\n".join(captions)})
+                part.rename(path)
+            else:
+                bar.update(len(mine))
 
 
 def load_walks(folder: Path, embed) -> Walks:

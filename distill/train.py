@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from distill.autoencoder import AutoencoderStage
 from distill.causal import CausalStage
-from distill.dataset import Clip, read_clip
+from distill.dataset import read_clip
 from distill.latents import encode_clips, load_walks
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes.__main__ import parse_seeds
@@ -78,11 +77,6 @@ def frame_pool(folder: Path, clips: range, cache: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def clips_of(folder: Path, indices: range) -> Iterator[Clip]:
-    for index in indices:
-        yield read_clip(clip_stem(folder, index))
-
-
 def embed_prompts(prompts: list[str]) -> torch.Tensor:
     from worldmodel.text import TextEncoder
 
@@ -114,8 +108,8 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -
         if not (out / "walks" / "done").exists():
             if not renderer.wait_for(d.clips, deadline):
                 return False
-            encode_clips(autoencoder, clips_of(data, trained), len(trained), out / "walks" / "train", device)
-            encode_clips(autoencoder, clips_of(data, held), len(held), out / "walks" / "held_out", device)
+            for name, indices in (("train", trained), ("held_out", held)):
+                encode_clips(autoencoder, lambda i: read_clip(clip_stem(data, i)), indices, out / "walks" / name, device)
             (out / "walks" / "done").touch()
 
         # 3. the causal world model
