@@ -133,7 +133,7 @@ class CausalStage:
 
         latents = min(13, self.held_out.groups.shape[1])
         frames = 1 + 4 * (latents - 1)
-        picks = np.linspace(0, len(self.held_out) - 1, min(24, len(self.held_out))).astype(int).tolist()
+        picks = np.linspace(0, len(self.held_out) - 1, min(12, len(self.held_out))).astype(int).tolist()
         actions, poses = self.held_out.actions[picks, :frames], self.held_out.poses[picks, :frames].numpy()
         opposite = actions.clone()
         opposite[..., :12] = actions[..., :12].unflatten(-1, (6, 2)).flip(-1).flatten(-2)

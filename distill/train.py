@@ -52,7 +52,7 @@ class Renderer:
                 if deadline.passed:
                     return False
                 if self.process is None or self.process.poll() is not None:
-                    raise RuntimeError(f"Rendering stopped with {left} clips missing in {self.folder}; run python -m distill.scenes by hand to see why.")
+                    raise RuntimeError(f"Rendering stopped with {left} clips missing in {self.folder}: python -m distill.scenes tells why.")
                 time.sleep(1)
         return True
 
