@@ -10,8 +10,6 @@ interrupted call is continued by the next one. Where there is no NVIDIA GPU, a C
 yourself, set WORLDMODEL_TORCH to `pip` (whatever the package index has) or to a backend that `uv` knows: cpu, cu128, rocm6.4, auto.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util
@@ -196,8 +194,8 @@ class Progress:
         elif line.startswith("Collecting"):
             self.show("looking for " + line.split()[1])
         elif line.lstrip().startswith("Downloading") and ".metadata" not in line:
-            size = re.search(r"\((\d+)[.\d]* [MG]B\)", line)
-            self.show(line.strip().replace("Downloading", "downloading"), milestone=bool(size) and int(size.group(1)) >= 10)
+            name = re.sub(r"Downloading (?:\S*/)?([^-/\s]+)-([^-\s]+)\S*", r"downloading \1 \2", line.strip())
+            self.show(name, milestone=bool(re.search(r"\d\d[.\d]* MB|GB", line)))
         elif line.startswith("Installing collected packages"):
             self.show("unpacking %d package(s)" % len(line.split(",")), milestone=True)
 
@@ -338,16 +336,12 @@ def index_torch_is_cuda(pin):
     return answer.stdout.strip() != "False"
 
 
-def choose_torch(gpu, cuda, windows=WINDOWS, wish=None):
-    """'pip', or the backend for `uv pip install --torch-backend`.
+def choose_torch(gpu, cuda, wish=None):
+    """'pip' for pip's own choice, else the backend for `uv pip install --torch-backend`.
 
-    `cuda` tells whether pip's own choice is a CUDA build. On Windows it is not, so there a GPU needs another build.
+    `cuda` tells whether pip's own choice is a CUDA build. With a GPU uv looks which CUDA the driver can run.
     """
-    if wish:
-        return wish
-    if gpu:
-        return "auto" if windows and not cuda else "pip"
-    return "cpu" if cuda else "pip"
+    return wish or ("auto" if gpu else "cpu" if cuda else "pip")
 
 
 def need_space(kind):
@@ -368,7 +362,8 @@ def install_torch(label, pins):
     if installed_version("torch").split("+")[0] == pin.split("==")[1]:
         return installed_version("torch")
     gpu, cuda = has_nvidia_gpu(), index_torch_is_cuda(pin)
-    backend = choose_torch(gpu, cuda, wish=os.environ.get("WORLDMODEL_TORCH"))
+    backend = choose_torch(gpu, cuda, os.environ.get("WORLDMODEL_TORCH"))
+    need_space("gpu" if gpu else "cpu")
     if backend != "pip":
         pip_install("%s uv, which knows PyTorch's builds" % label, pins["uv"])
         say("%s PyTorch (%s build)" % (label, backend))
@@ -395,7 +390,7 @@ def install(part):
         need_space("cpu")
     write_stamp(root=ROOT, parts=[])
     pins = read_pins()
-    pip_install("[1/4] Installer", "--upgrade", "pip", pins["setuptools"])
+    pip_install("[1/4] Installer", "--retries", "2", "--upgrade", "pip", pins["setuptools"])
     torch = install_torch("[2/4]", pins)
     constraints = os.path.join(VENV, "worldmodel-constraints.txt")  # nothing installed later may replace this PyTorch
     with open(constraints, "w", encoding="utf-8") as file:

@@ -114,7 +114,7 @@ def parse_script(script: str, speed: float = 1.0) -> list[Action]:
     actions: list[Action] = []
     for term in script.split():
         keys, star, count = term.partition("*")
-        if star and not count.isdigit():
+        if star and not (count.isdecimal() and len(count) < 10):
             raise ActionError(f"Bad script term {term!r}: write keys*frames, for example w+left*8.")
         frames = int(count) if star else 1
         if len(actions) + frames > MAX_SCRIPT_FRAMES:

@@ -16,7 +16,8 @@ import numpy as np
 from worldmodel.actions import NUM_ACTIONS, ROTATION_UNIT_DEG, STATIC
 
 POSE_CODE_DIM = 9
-_STILL = 1e-6
+_STILL = 1e-6  # a displacement, in the poses' unit of length
+_NOISE = 1e-4  # an action magnitude; stored float32 poses make magnitudes of up to 1e-5 where nothing moves
 
 
 def rotation_from_ypr(yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray) -> np.ndarray:
@@ -85,7 +86,7 @@ def actions_from_poses(poses: np.ndarray, step: float | None = None) -> np.ndarr
     x, y, z = (delta / step).T
     yaw, pitch, roll = ypr.T
     signed = np.stack([z, -z, -x, x, -y, y, pitch, -pitch, -yaw, yaw, roll, -roll], -1)
-    signed[np.abs(signed) < _STILL] = 0.0
+    signed[np.abs(signed) < _NOISE] = 0.0
     actions = np.zeros((len(c), NUM_ACTIONS), dtype=np.float32)
     actions[1:, :STATIC] = np.maximum(signed, 0.0)
     actions[:, STATIC] = ~actions[:, :STATIC].any(-1)
