@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import shutil
+import socket
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -124,6 +125,15 @@ def visit(open_visit, address):
     visit.page.keyboard.press("Escape")
     assert visit.complaints == [], "the console is silent"
     assert visit.hosts <= {urlsplit(address).netloc, ""}, "no outside host is asked"
+
+
+def test_a_taken_port_is_said_in_one_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"Cannot listen on 127.0.0.1 port {port} .* --port {port + 1}"):
+            load_application().main(["--port", str(port)])
 
 
 def difference(a, b):
