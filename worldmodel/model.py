@@ -262,7 +262,7 @@ def _load_part(kind: type, folder: Path, dtype: torch.dtype):
     if not (folder / "config.json").exists():
         raise ModelError(f"{folder} has no config.json, so this part of the model is missing.")
     try:
-        module, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False)
+        module, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     problems = [*(f"{k} is missing" for k in info["missing_keys"]), *(f"{k} is unknown" for k in info["unexpected_keys"])]

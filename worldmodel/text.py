@@ -130,10 +130,10 @@ class TextEncoder:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.config = config or (cache.config if cache else TextConfig())
-        if cache and cache.config != self.config:
+        self.config = config or (TextConfig() if cache is None else cache.config)
+        if cache is not None and cache.config != self.config:
             raise ValueError(f"The prompt cache was made for {cache.config}, the encoder is {self.config}.")
-        self.cache = cache or PromptCache(self.config)
+        self.cache = PromptCache(self.config) if cache is None else cache
         self.device, self.dtype = torch.device(device), dtype
         self._folder = Path(folder) if folder else None
         self._recent: dict[str, Tensor] = {}
