@@ -148,12 +148,26 @@ def test_without_any_way_to_make_an_environment_the_package_is_named(setup, monk
         setup.make_venv()
 
 
-def test_a_broken_environment_is_made_anew(setup):
+def test_a_broken_environment_is_made_anew(setup, monkeypatch):
+    """What is run for it is only recorded here; .ci/run goes through all of it."""
+    commands = []
+    monkeypatch.setattr(setup, "run_quietly", lambda command, progress: commands.append(command))
     Path(setup.VENV, "half").mkdir()
     Path(setup.VENV, "pyvenv.cfg").touch()
     setup.ensure_venv()
-    assert setup.is_python_ok(setup.PYTHON)
-    assert not Path(setup.VENV, "half").exists()
+    assert commands == [[sys.executable, "-m", "venv", setup.VENV]]
+    assert not any(Path(setup.VENV).iterdir())
+
+
+@pytest.mark.parametrize("there", ["virtualenv", "pip"])
+def test_other_ways_to_make_an_environment(setup, monkeypatch, there):
+    commands = []
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: name in (there, "venv") or None)
+    monkeypatch.setattr(setup.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(setup, "run_quietly", lambda command, progress: commands.append(command[1:4]))
+    setup.make_venv()
+    ways = {"virtualenv": [["-m", "virtualenv", setup.VENV]], "pip": [["-m", "venv", "--without-pip"], ["-m", "pip", "--python"]]}
+    assert commands == ways[there]
 
 
 def test_old_pythons_are_told(setup, monkeypatch):
