@@ -154,7 +154,7 @@ def test_autoencoder_stage_beats_the_linear_code(tmp_path):
     assert before > 15  # principal components are a start
     assert stage.trainer.run(Deadline(2))
     stage.model.load_state_dict(stage.trainer.ema.weights)
-    assert stage.sample(tmp_path)["psnr"] > before + 0.5
+    assert stage.sample(tmp_path)["psnr"] > before + 0.3
     model = stage.finish()
     clip = render(3, "left*8", start=0, size=(32, 32))
     encoded = encode_clip(model, clip, torch.device("cpu"))

@@ -12,6 +12,7 @@ Names that ship with the package (``"tiny"``) are folders under ``worldmodel/wei
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -149,9 +150,8 @@ class WorldModel:
         for part, module in (("transformer", self.transformer), ("autoencoder", self.autoencoder)):
             if isinstance(module, WanAutoencoder):
                 module = module.vae
-            smaller = type(module).from_config(module.config)
-            smaller.load_state_dict(module.state_dict())
-            torch.nn.Module.to(smaller, dtype).save_pretrained(folder / part, max_shard_size=max_shard_size)
+            smaller = torch.nn.Module.to(copy.deepcopy(module), dtype)
+            smaller.save_pretrained(folder / part, max_shard_size=max_shard_size)
         (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=1) + "\n")
 
     @cached_property

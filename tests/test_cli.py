@@ -1,0 +1,64 @@
+"""The terminal's commands, run as a person would."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from small import picture, small_model
+from worldmodel.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(out, dtype=torch.float32)
+    Image.fromarray(picture()).save(out / "start.png")
+    return out
+
+
+def test_generate_writes_an_mp4_that_plays(folder, tmp_path, capsys):
+    out = tmp_path / "clip.mp4"
+    assert main(["generate", "--model", str(folder), "--image", str(folder / "start.png"), "--script", "w*6 left*5", "--scale", "2", "--out", str(out)]) == 0
+    assert "frames" in capsys.readouterr().out
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 16)
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert len(frames) == 1 + 12 and frames[0].shape == (128, 128, 3)  # the last chunk is filled up
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+    first = small_model().start(str(folder / "start.png")).first_frame.repeat(2, 0).repeat(2, 1)
+    assert np.corrcoef(frames[0].ravel(), first.ravel())[0, 1] > 0.9  # lossy, but that picture
+
+
+def test_bench_measures(folder, tmp_path, capsys):
+    assert main(["bench", "--model", str(folder), "--history", "0", "3", "--chunks", "3", "--json", str(tmp_path / "b.json")]) == 0
+    assert "| history s |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "b.json").read_text())
+    fresh, later = report["rows"]
+    assert fresh["fps"] > 0 and later["tokens"] >= fresh["tokens"] and fresh["key_to_frame_p95"] >= fresh["denoise"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--image", "nowhere.png"], "There is no picture"),
+        (["--image", "{folder}/config.txt"], "not a picture|cannot be|JPEG"),
+        (["--image", "{folder}/start.png", "--script", "q*4"], "Unknown key 'q'"),
+        (["--image", "{folder}/start.png", "--script", "w*x"], "keys\\*frames"),
+        (["--model", "nothing", "--prompt", "a"], "There is no model 'nothing'"),
+        ([], "Give --image or --prompt"),
+    ],
+)
+def test_mistakes_get_one_clear_sentence(folder, tmp_path, capsys, arguments, says):
+    import re
+
+    (folder / "config.txt").write_text("no picture")
+    model = [] if "--model" in arguments else ["--model", str(folder)]
+    code = main(["generate", *model, *(a.format(folder=folder) for a in arguments), "--out", str(tmp_path / "x.mp4")])
+    error = capsys.readouterr().err
+    assert code == 2 and re.search(says, error) and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
