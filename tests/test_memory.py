@@ -50,7 +50,7 @@ def fill(memory: CompressedMemory, latents: int, start: int = 0, seed: int = 0) 
     n, written = memory.tokens_per_latent, []
     for i in range(start, start + latents):
         g = torch.Generator().manual_seed(seed + i)
-        k = torch.randn(memory.keys.shape[1], n, *memory.keys.shape[3:], generator=g)
+        k = torch.randn(memory.keys.shape[1], n, memory.keys.shape[2], memory.keys.shape[4], generator=g)
         memory.write([k + layer for layer in range(len(memory.keys))], [k * 2] * len(memory.keys))
         written.append(k)
     return written
@@ -67,8 +67,9 @@ def test_memory_keeps_window_whole_and_past_pooled():
     for i in range(9):
         s = 1 if i >= 6 else RELIC_SCHEDULE[i]
         want = pool_cells(written[i].unflatten(1, (1, 4, 4)), s).flatten(1, 2)
-        assert torch.allclose(memory.keys[0, :, at : at + want.shape[1]], want, atol=1e-6)
-        assert torch.allclose(memory.values[1, :, at : at + want.shape[1]], want * 2, atol=1e-6)
+        here = slice(at, at + want.shape[1])
+        assert torch.allclose(memory.keys[0, :, :, here].transpose(1, 2), want, atol=1e-6)
+        assert torch.allclose(memory.values[1, :, :, here].transpose(1, 2), want * 2, atol=1e-6)
         at += want.shape[1]
     assert at == memory.num_tokens
     assert torch.equal(memory.positions()[:16], token_positions(torch.tensor([0]), (4, 4)))
@@ -85,7 +86,7 @@ def test_an_hour_costs_what_20_seconds_cost():
         times = memory.positions()[:, 0]
         assert times.min() == 0 and times.max() < config.horizon
         assert memory.chunk_times(1).tolist() == [config.horizon - 1]
-        assert torch.equal(memory.keys[0, :, :16], first)  # the start picture stays
+        assert torch.equal(memory.keys[0, :, :, :16].transpose(1, 2), first)  # the start picture stays
         assert memory.num_tokens <= memory.capacity - 16
         most = max(most, memory.num_tokens)
     entries = memory.num_tokens
@@ -107,7 +108,7 @@ def test_state_round_trip_and_refusal():
     fill(memory, 3, start=7)
     fill(other, 3, start=7)
     n = memory.num_tokens
-    assert other.num_tokens == n and torch.equal(other.keys[:, :, :n], memory.keys[:, :, :n])
+    assert other.num_tokens == n and torch.equal(other.keys[:, :, :, :n], memory.keys[:, :, :, :n])
     with pytest.raises(ValueError, match="another model"):
         CompressedMemory(MemoryConfig(), layers=3, heads=2, head_dim=6, grid=(4, 4)).load_state_dict(memory.state_dict())
 

@@ -145,7 +145,7 @@ class _Entry:
 class CompressedMemory:
     """Preallocated keys and values of every layer, in the order of time: pooled past first, window last.
 
-    Buffers are [layers, B, capacity, heads, head_dim]. `write` takes the keys of the next latent frames from their clean
+    Buffers are [layers, B, heads, capacity, head_dim], so that attention reads each head in one piece. `write` takes the keys of the next latent frames from their clean
     pass; `context` gives each layer rotated keys and values with room for the chunk that is being denoised.
     """
 
@@ -156,7 +156,7 @@ class CompressedMemory:
         self.config, self.grid, self.chunk = config, grid, chunk
         self.tokens_per_latent = grid[0] * grid[1]
         self.capacity = self._capacity() + chunk * self.tokens_per_latent
-        shape = (layers, batch, self.capacity, heads, head_dim)
+        shape = (layers, batch, heads, self.capacity, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # after QK-norm, before RoPE
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self._rotated = torch.zeros(shape, device=device, dtype=dtype)
@@ -196,8 +196,8 @@ class CompressedMemory:
         latents = keys[0].shape[1] // n
         at = self.num_tokens
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-            self.keys[layer, :, at : at + latents * n] = k
-            self.values[layer, :, at : at + latents * n] = v
+            self.keys[layer, :, :, at : at + latents * n] = k.transpose(1, 2)
+            self.values[layer, :, :, at : at + latents * n] = v.transpose(1, 2)
         self._entries += [_Entry(self.count + i, 1, n) for i in range(latents)]
         self.count += latents
         self._compress()
@@ -222,11 +222,11 @@ class CompressedMemory:
             target = slice(write, write + tokens)
             if fresh:
                 for buffer in (self.keys, self.values):
-                    cells = buffer[:, :, source].flatten(0, 1).unflatten(1, (1, *self.grid))
-                    buffer[:, :, target] = pool_cells(cells, factor).flatten(1, 2).unflatten(0, buffer.shape[:2])
+                    cells = buffer[:, :, :, source].flatten(0, 2).unflatten(1, (1, *self.grid))
+                    buffer[:, :, :, target] = pool_cells(cells, factor).flatten(1, 2).unflatten(0, buffer.shape[:3])
             elif target != source:
                 for buffer in (self.keys, self.values):
-                    buffer[:, :, target] = buffer[:, :, source].clone()
+                    buffer[:, :, :, target] = buffer[:, :, :, source].clone()
             kept.append(_Entry(entry.index, factor if fresh else entry.factor, tokens))
             write += tokens
         self._entries = kept
@@ -239,15 +239,15 @@ class CompressedMemory:
 
     @torch.no_grad()
     def context(self, rotate: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, int]:
-        """Rotated keys and values [layers, B, capacity, heads, head_dim] and how many tokens of them are filled.
+        """Rotated keys and values [layers, B, heads, capacity, head_dim] and how many tokens of them are filled.
 
         `rotate(keys [.., N, heads, head_dim], positions [N, 3])` applies RoPE. The work is done once per chunk.
         """
         state = (self.count, self.time_offset)
         n = self.num_tokens
         if self._rotated_for != state and n:
-            flat = self.keys[:, :, :n].flatten(0, 1)
-            self._rotated[:, :, :n] = rotate(flat, self.positions()).unflatten(0, self.keys.shape[:2])
+            by_token = self.keys[:, :, :, :n].flatten(0, 1).transpose(1, 2)
+            self._rotated[:, :, :, :n] = rotate(by_token, self.positions()).transpose(1, 2).unflatten(0, self.keys.shape[:2])
         self._rotated_for = state
         return self._rotated, self.values, n
 
@@ -257,16 +257,16 @@ class CompressedMemory:
         n = self.num_tokens
         entries = torch.tensor([[e.index, e.factor, e.tokens] for e in self._entries], dtype=torch.int64).reshape(-1, 3)
         return {
-            "keys": self.keys[:, :, :n].clone(), "values": self.values[:, :, :n].clone(),
+            "keys": self.keys[:, :, :, :n].clone(), "values": self.values[:, :, :, :n].clone(),
             "entries": entries, "count": torch.tensor(self.count),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         entries = [_Entry(*map(int, row)) for row in state["entries"].tolist()]
         n = sum(e.tokens for e in entries)
-        expected = (*self.keys.shape[:2], n, *self.keys.shape[3:])
+        expected = (*self.keys.shape[:3], n, self.keys.shape[4])
         if tuple(state["keys"].shape) != expected or n > self.capacity:
             raise ValueError(f"This memory holds tokens of shape {expected}, the saved one {tuple(state['keys'].shape)}: another model made it.")
-        self.keys[:, :, :n] = state["keys"]
-        self.values[:, :, :n] = state["values"]
+        self.keys[:, :, :, :n] = state["keys"]
+        self.values[:, :, :, :n] = state["values"]
         self._entries, self.count, self._rotated_for = entries, int(state["count"]), None

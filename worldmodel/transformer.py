@@ -72,7 +72,7 @@ class Visibility:
     layout: TrainingLayout | None = None
     pooled_rope: tuple[Tensor, Tensor] | None = None
     grid: tuple[int, int] = (0, 0)
-    keys: Tensor | None = None  # [layers, B, capacity, heads, head_dim]
+    keys: Tensor | None = None  # [layers, B, heads, capacity, head_dim]
     values: Tensor | None = None
     filled: int = 0
 
@@ -166,9 +166,9 @@ class WorldTransformerBlock(nn.Module):
         if seen.keys is not None:
             end = seen.filled + key.shape[1]
             keys, values = seen.keys[layer], seen.values[layer]
-            keys[:, seen.filled : end] = rotated
-            values[:, seen.filled : end] = value
-            return keys[:, :end], values[:, :end], None
+            keys[:, :, seen.filled : end] = rotated.transpose(1, 2)
+            values[:, :, seen.filled : end] = value.transpose(1, 2)
+            return keys[:, :, :end].transpose(1, 2), values[:, :, :end].transpose(1, 2), None
         return rotated, value, None
 
 
