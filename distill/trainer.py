@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.checkpoint import load_checkpoint, save_checkpoint, strip_prefix, with_prefix
+from distill.curves import plot_log
 from distill.optim import Optimisers
 
 SAVE_SECONDS = 120.0
@@ -132,6 +133,7 @@ class Trainer:
             if numbers:
                 with (self.folder / "slices.jsonl").open("a") as f:
                     f.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1)} | numbers) + "\n")
+                plot_log(self.folder, self.name)
         finally:
             self.model.load_state_dict(live)
             self.model.train()
