@@ -73,16 +73,27 @@ class CausalStage:
         self, recipe: CausalRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
         init: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self.recipe, self.folder, self.walks, self.held_out, self.autoencoder, self.device = recipe, Path(folder), walks, held_out, autoencoder, device
+        self.recipe, self.folder, self.walks, self.held_out, self.autoencoder, self.device = (
+            recipe,
+            Path(folder),
+            walks,
+            held_out,
+            autoencoder,
+            device,
+        )
         torch.manual_seed(recipe.seed)
         channels = walks.groups.shape[2]
-        self.model = CausalWorldTransformer(**{"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer)
+        self.model = CausalWorldTransformer(
+            **{"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer
+        )
         if init is not None:
             self.model.load_state_dict(init)
         self.model.to(device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
-        self.trainer = Trainer("causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample)
+        self.trainer = Trainer(
+            "causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
+        )
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r = self.recipe
@@ -107,7 +118,15 @@ class CausalStage:
 
     # -- looking at it -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def roll_out(self, picks: list[int], latents: int, actions: Tensor, poses: np.ndarray, memory: MemoryConfig | None = None, steps: int | None = None) -> Tensor:
+    def roll_out(
+        self,
+        picks: list[int],
+        latents: int,
+        actions: Tensor,
+        poses: np.ndarray,
+        memory: MemoryConfig | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
         """Latents [B, C, latents, h, w] rolled out from the start pictures of held-out clips through the cached memory."""
         r, to = self.recipe, self.device
         truth = latent_clips(self.held_out, picks)
@@ -116,7 +135,9 @@ class CausalStage:
         text = self.model.encode_text(self.held_out.text[self.held_out.prompt[picks]].to(to))
         sampler = r.sampler if steps is None else r.sampler.with_steps(steps)
         out = [truth[:, :, :1]]
-        self.model(out[0].to(to), torch.zeros(len(picks), device=to), text, actions[:, :1].to(to), codes[:, :1].to(to), memory=cache, write=True)
+        self.model(
+            out[0].to(to), torch.zeros(len(picks), device=to), text, actions[:, :1].to(to), codes[:, :1].to(to), memory=cache, write=True
+        )
         for i in range(1, latents, r.chunk):
             frames = slice(1 + 4 * (i - 1), 1 + 4 * (i - 1 + r.chunk))
             camera = self.model.encode_camera(actions[:, frames].to(to), codes[:, frames].to(to))

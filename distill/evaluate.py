@@ -70,7 +70,12 @@ def evaluate_walks(model: WorldModel, todo: list[Case], title: str) -> tuple[dic
         truth = clip.frames
         opposite = [Action.from_vector(a).opposite() for a in clip.actions[1:]]
         still = np.broadcast_to(truth[:1], truth.shape)
-        videos = {"model": roll_out(model, clip), "opposite actions": roll_out(model, clip, opposite), "still picture": still, "ceiling": ceiling(model, clip)}
+        videos = {
+            "model": roll_out(model, clip),
+            "opposite actions": roll_out(model, clip, opposite),
+            "still picture": still,
+            "ceiling": ceiling(model, clip),
+        }
         blurred = [np.broadcast_to(cv2.GaussianBlur(truth[0], (0, 0), s)[None], truth.shape) for s in BLURS]
         videos["blurred still"] = max(blurred, key=lambda v: float(psnr(truth, v)[1:].mean()))
         for name, video in videos.items():
@@ -80,7 +85,10 @@ def evaluate_walks(model: WorldModel, todo: list[Case], title: str) -> tuple[dic
     result = {}
     for name, scores in lines.items():
         s = np.stack(scores)
-        result[name] = {"per second": [round(float(s[:, t : t + fps].mean()), 2) for t in range(0, s.shape[1], fps)], "mean": round(float(s.mean()), 2)}
+        result[name] = {
+            "per second": [round(float(s[:, t : t + fps].mean()), 2) for t in range(0, s.shape[1], fps)],
+            "mean": round(float(s.mean()), 2),
+        }
         result[name]["standard error"] = round(float(s.mean(1).std(ddof=1) / len(s) ** 0.5), 2)
     return result, pairs
 
@@ -111,23 +119,41 @@ def sheet(pairs: list[tuple[np.ndarray, np.ndarray]], columns: int = 7) -> np.nd
 
 def markdown(results: dict) -> str:
     out = [f"Model `{results['model']}`, {results['steps']} denoising steps. PSNR in dB against rendered truth.", ""]
-    out += [f"Autoencoder on reserved views of the gallery worlds: **{results['autoencoder']['psnr']} dB** ({results['autoencoder']['frames']} frames).", ""]
+    out += [
+        f"Autoencoder on reserved views of the gallery worlds: **{results['autoencoder']['psnr']} dB** ({results['autoencoder']['frames']} frames).",
+        "",
+    ]
     for name in ("gallery worlds, reserved views", "unseen worlds"):
         lines = results[name]
         seconds = len(lines["model"]["per second"])
         out += [f"**{name}** ({results['walks'][name]} walks of 3 s)", ""]
-        out += ["| line | " + " | ".join(f"second {i + 1}" for i in range(seconds)) + " | mean | ± |", "| --- |" + " ---: |" * (seconds + 2)]
+        out += [
+            "| line | " + " | ".join(f"second {i + 1}" for i in range(seconds)) + " | mean | ± |",
+            "| --- |" + " ---: |" * (seconds + 2),
+        ]
         for line in ("ceiling", "model", "opposite actions", "still picture", "blurred still"):
             row = lines[line]
-            out.append(f"| {line} | " + " | ".join(f"{v:.2f}" for v in row["per second"]) + f" | {row['mean']:.2f} | {row['standard error']:.2f} |")
+            out.append(
+                f"| {line} | " + " | ".join(f"{v:.2f}" for v in row["per second"]) + f" | {row['mean']:.2f} | {row['standard error']:.2f} |"
+            )
         out.append("")
-    out += ["**Turn away and come back, gallery worlds** (last quarter second)", "", "| walk | script | memory | window only | ceiling |", "| --- | --- | ---: | ---: | ---: |"]
-    out += [f"| {k} | `{r['script']}` | {r['memory']:.2f} | {r['window only']:.2f} | {r['ceiling']:.2f} |" for k, r in results["revisit"].items()]
+    out += [
+        "**Turn away and come back, gallery worlds** (last quarter second)",
+        "",
+        "| walk | script | memory | window only | ceiling |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    out += [
+        f"| {k} | `{r['script']}` | {r['memory']:.2f} | {r['window only']:.2f} | {r['ceiling']:.2f} |"
+        for k, r in results["revisit"].items()
+    ]
     return "\n".join(out) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")

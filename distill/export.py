@@ -45,7 +45,9 @@ def write_gallery(folder: Path, size: tuple[int, int]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of a training run")
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--out", type=Path, required=True)

@@ -27,6 +27,7 @@ from distill.scenes.__main__ import parse_seeds
 from distill.scenes.dataset import Settings, clip_stem, missing
 from distill.trainer import Deadline
 from worldmodel.autoencoder import TinyAutoencoder
+from worldmodel.transformer import CausalWorldTransformer
 
 
 class Renderer:
@@ -83,8 +84,11 @@ def embed_prompts(prompts: list[str]) -> torch.Tensor:
     return TextEncoder().encode(prompts)
 
 
-def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -> bool:
-    """One slice; returns whether the whole recipe is done."""
+def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None) -> bool:
+    """One slice; returns whether the whole recipe is done.
+
+    `start_from` is a model's folder: its autoencoder is used as it is, and the causal model starts from its transformer.
+    """
     d = recipe.data
     Settings(parse_seeds(d.seeds), d.frames, d.size, d.level)  # refuses reserved seeds before anything is written
     data = out / "data"
@@ -93,6 +97,8 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -
     try:
         # 1. autoencoder
         done = out / "autoencoder" / "model"
+        if start_from is not None and not done.exists():
+            TinyAutoencoder.from_pretrained(start_from / "autoencoder", torch_dtype=torch.float32).save_pretrained(done)
         if not done.exists():
             if not renderer.wait_for(d.autoencoder_clips, deadline):
                 return False
@@ -114,7 +120,10 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -
 
         # 3. the causal world model
         walks, held_out = load_walks(out / "walks" / "train", embed_prompts), load_walks(out / "walks" / "held_out", embed_prompts)
-        stage = CausalStage(recipe.causal, out / "causal", walks, held_out, autoencoder, device)
+        init = None
+        if start_from is not None:
+            init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
+        stage = CausalStage(recipe.causal, out / "causal", walks, held_out, autoencoder, device, init)
         finished = stage.trainer.run(deadline)
         stage.finish()
         return finished
@@ -123,9 +132,12 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distill.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="name of a recipe (tiny) or a path to a YAML file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same folder goes on")
+    parser.add_argument("--from", dest="start_from", type=Path, help="folder of a model to go on from, for example worldmodel/weights/tiny")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of this slice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
@@ -136,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         recipe = load_recipe(args.recipe, args.set)
-        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device))
-    except (RecipeError, ValueError, FileNotFoundError) as error:
+        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device), args.start_from)
+    except (RecipeError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nStopped and saved. The same command goes on.\n")

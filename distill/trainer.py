@@ -108,7 +108,12 @@ class Trainer:
                 self.step += 1
                 self.seconds = before + time.monotonic() - started
                 if self.step % 10 == 0 or self.done:
-                    row = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(float(loss), 5), "grad": round(float(norm), 4)}
+                    row = {
+                        "step": self.step,
+                        "seconds": round(self.seconds, 1),
+                        "loss": round(float(loss), 5),
+                        "grad": round(float(norm), 4),
+                    }
                     log.write(json.dumps(row | {k: round(float(v), 5) for k, v in numbers.items()}) + "\n")
                     bar.set_postfix(loss=f"{float(loss):.4f}", **{k: f"{float(v):.3f}" for k, v in numbers.items()}, refresh=False)
                 bar.update()

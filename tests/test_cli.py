@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from small import picture, small_model
+
 from worldmodel.cli import main
 
 
@@ -22,7 +22,24 @@ def folder(tmp_path_factory):
 
 def test_generate_writes_an_mp4_that_plays(folder, tmp_path, capsys):
     out = tmp_path / "clip.mp4"
-    assert main(["generate", "--model", str(folder), "--image", str(folder / "start.png"), "--script", "w*6 left*5", "--scale", "2", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                "--model",
+                str(folder),
+                "--image",
+                str(folder / "start.png"),
+                "--script",
+                "w*6 left*5",
+                "--scale",
+                "2",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert "frames" in capsys.readouterr().out
     with av.open(str(out)) as container:
         stream = container.streams.video[0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small import small_model
 
 from distill.autoencoder import AutoencoderRecipe, AutoencoderStage, psnr, to_frames, to_video
 from distill.causal import CausalRecipe, CausalStage, noise_levels, shifted
@@ -13,7 +14,6 @@ from distill.recipe import RecipeError, load_recipe
 from distill.scenes import render
 from distill.train import main as train_main
 from distill.trainer import Deadline, Trainer, generator, schedule
-from small import small_model
 from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 
@@ -149,7 +149,9 @@ def test_causal_stage_learns_and_plays(tmp_path):
 
 def test_autoencoder_stage_beats_the_linear_code(tmp_path):
     frames = np.stack([render(3, "left*4 w*4", start=k, size=(32, 32)).frames for k in range(6)])
-    stage = AutoencoderStage(AutoencoderRecipe(latent_channels=16, steps=25, batch=2, groups=3), tmp_path, frames, frames[:2], torch.device("cpu"))
+    stage = AutoencoderStage(
+        AutoencoderRecipe(latent_channels=16, steps=25, batch=2, groups=3), tmp_path, frames, frames[:2], torch.device("cpu")
+    )
     before = stage.sample(tmp_path)["psnr"]
     assert before > 15  # principal components are a start
     assert stage.trainer.run(Deadline(2))

@@ -89,7 +89,12 @@ def roll_out(model, i, config, chunk):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("config", "chunk"),
-    [(MemoryConfig(window=2), 1), (MemoryConfig(window=2), 2), (MemoryConfig(window=3, schedule=(1,)), 1), (MemoryConfig(window=2, schedule=()), 1)],
+    [
+        (MemoryConfig(window=2), 1),
+        (MemoryConfig(window=2), 2),
+        (MemoryConfig(window=3, schedule=(1,)), 1),
+        (MemoryConfig(window=2, schedule=()), 1),
+    ],
 )
 def test_cached_rollout_equals_one_masked_pass(playing, config, chunk):
     i = inputs(latents=9)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from small import picture, small_model
 
 import worldmodel.world as world_module
-from small import picture, small_model
 from worldmodel.actions import Action, ActionError, parse_script
 from worldmodel.camera import integrate
 from worldmodel.images import ImageError

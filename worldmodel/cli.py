@@ -99,7 +99,9 @@ def _bench(args: argparse.Namespace) -> int:
 
     model = _load(args)
     rows = [measure(model, s, args.chunks, progress=lambda m: print(m, file=sys.stderr)) for s in args.history]
-    print(f"{model.fingerprint}, {model.size[0]}x{model.size[1]}, {model.config.sampler.steps} steps, {model.device}, {torch.get_num_threads()} threads")
+    print(
+        f"{model.fingerprint}, {model.size[0]}x{model.size[1]}, {model.config.sampler.steps} steps, {model.device}, {torch.get_num_threads()} threads"
+    )
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(report(model, rows), indent=1) + "\n")

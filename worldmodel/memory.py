@@ -104,7 +104,11 @@ class TrainingLayout:
     def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Pooled tokens [B, P, ...] of x [B, T*N, ...]"""
         frames = x.unflatten(1, (-1, *grid))
-        return torch.cat([pool_cells(frames[:, index], factor).flatten(1, 2) for factor, index in self.pooled], dim=1) if self.pooled else x[:, :0]
+        return (
+            torch.cat([pool_cells(frames[:, index], factor).flatten(1, 2) for factor, index in self.pooled], dim=1)
+            if self.pooled
+            else x[:, :0]
+        )
 
 
 @lru_cache(maxsize=64)
@@ -145,8 +149,9 @@ class _Entry:
 class CompressedMemory:
     """Preallocated keys and values of every layer, in the order of time: pooled past first, window last.
 
-    Buffers are [layers, B, heads, capacity, head_dim], so that attention reads each head in one piece. `write` takes the keys of the next latent frames from their clean
-    pass; `context` gives each layer rotated keys and values with room for the chunk that is being denoised.
+    Buffers are [layers, B, heads, capacity, head_dim], so that attention reads each head in one piece. `write` takes the keys
+    of the next latent frames from their clean pass; `context` gives each layer rotated keys and values with room for the
+    chunk that is being denoised.
     """
 
     def __init__(
@@ -266,7 +271,9 @@ class CompressedMemory:
         n = sum(e.tokens for e in entries)
         expected = (*self.keys.shape[:3], n, self.keys.shape[4])
         if tuple(state["keys"].shape) != expected or n > self.capacity:
-            raise ValueError(f"This memory holds tokens of shape {expected}, the saved one {tuple(state['keys'].shape)}: another model made it.")
+            raise ValueError(
+                f"This memory holds tokens of shape {expected}, the saved one {tuple(state['keys'].shape)}: another model made it."
+            )
         self.keys[:, :, :, :n] = state["keys"]
         self.values[:, :, :, :n] = state["values"]
         self._entries, self.count, self._rotated_for = entries, int(state["count"]), None

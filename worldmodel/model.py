@@ -79,7 +79,14 @@ class WorldModel:
     >>> world = model.start("photo.jpg", prompt="a snowy village at dusk", seed=0)
     """
 
-    def __init__(self, transformer: CausalWorldTransformer, autoencoder: VideoAutoencoder, text: TextEncoder, config: ModelConfig, gallery: Path | None = None) -> None:
+    def __init__(
+        self,
+        transformer: CausalWorldTransformer,
+        autoencoder: VideoAutoencoder,
+        text: TextEncoder,
+        config: ModelConfig,
+        gallery: Path | None = None,
+    ) -> None:
         height, width = config.size
         stride = autoencoder.spatial_stride * transformer.config.patch_size[1]
         if height % stride or width % stride:
@@ -118,7 +125,14 @@ class WorldModel:
 
     # -- loading and saving ------------------------------------------------------------------------------------------------
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "tiny", *, device: str | torch.device | None = None, dtype: torch.dtype | None = None, **overrides: Any) -> WorldModel:
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "tiny",
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **overrides: Any,
+    ) -> WorldModel:
         """Load packaged weights by name, or a folder, or a hub id.
 
         Args:
@@ -253,8 +267,12 @@ def find_model(name_or_path: str | Path) -> Path:
         try:
             return Path(snapshot_download(str(name_or_path)))
         except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            raise ModelError(f"No model {name_or_path!r}: it is no folder here, and the hub did not give it ({type(error).__name__}).") from error
-    raise ModelError(f"There is no model {str(name_or_path)!r}. Packaged models: {', '.join(packaged) or 'none'}; or give a folder or a hub id (user/name).")
+            raise ModelError(
+                f"No model {name_or_path!r}: it is no folder here, and the hub did not give it ({type(error).__name__})."
+            ) from error
+    raise ModelError(
+        f"There is no model {str(name_or_path)!r}. Packaged models: {', '.join(packaged) or 'none'}; or give a folder or a hub id (user/name)."
+    )
 
 
 def _load_part(kind: type, folder: Path, dtype: torch.dtype):

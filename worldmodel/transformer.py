@@ -217,7 +217,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.rope = RotaryEmbedding(attention_head_dim, rope_theta)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
         self.condition_embedder = WanTimeTextImageEmbedding(dim, freq_dim, dim * 6, text_dim)
-        self.action_encoder = nn.Sequential(nn.Linear(action_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim))
+        self.action_encoder = nn.Sequential(
+            nn.Linear(action_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim)
+        )
         self.pose_encoder = nn.Sequential(nn.Linear(pose_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim))
         self.blocks = nn.ModuleList(
             WorldTransformerBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm, eps, camera_dim) for _ in range(num_layers)

@@ -24,7 +24,9 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float, scale:
     count = 0
     try:
         with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf), "preset": "fast"})
+            stream = container.add_stream(
+                "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf), "preset": "fast"}
+            )
             stream.pix_fmt = "yuv420p"
             for frame in frames:
                 picture = np.ascontiguousarray(np.repeat(np.repeat(frame, scale, 0), scale, 1))

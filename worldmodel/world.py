@@ -88,7 +88,9 @@ class World:
         with torch.no_grad():
             if first_latent is None:
                 camera = self._camera(start_actions, start_poses)
-                first_latent = denoise(model.transformer, self._noise(-1, 1), self._text_context(), camera, self._memory, model.config.sampler)
+                first_latent = denoise(
+                    model.transformer, self._noise(-1, 1), self._text_context(), camera, self._memory, model.config.sampler
+                )
             self._start = _Past(first_latent, start_actions, start_poses, prompt, None)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._start)
@@ -315,7 +317,9 @@ class World:
 
     def _camera(self, actions: np.ndarray, poses: np.ndarray) -> tuple[Tensor, Tensor]:
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        return self.model.transformer.encode_camera(torch.from_numpy(actions)[None].to(**to), torch.from_numpy(pose_code(poses))[None].to(**to))
+        return self.model.transformer.encode_camera(
+            torch.from_numpy(actions)[None].to(**to), torch.from_numpy(pose_code(poses))[None].to(**to)
+        )
 
     def _text_context(self, prompt: str | None = None) -> list[tuple[Tensor, Tensor]]:
         prompt = self._prompt if prompt is None else prompt
@@ -327,7 +331,12 @@ class World:
     def _write(self, past: _Past) -> None:
         clean = torch.zeros(1, device=self.model.device)
         self.model.transformer(
-            past.latents, clean, self._text_context(past.prompt), camera=self._camera(past.actions, past.poses), memory=self._memory, write=True
+            past.latents,
+            clean,
+            self._text_context(past.prompt),
+            camera=self._camera(past.actions, past.poses),
+            memory=self._memory,
+            write=True,
         )
 
     def _thin_snapshots(self) -> None:
