@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FILE_FORMAT = 1
 SNAPSHOT_EVERY = 32  # chunks between two snapshots of the memory, which rewinding starts from
 MAX_SNAPSHOTS = 8
+START_STEPS = 4  # a start picture made from the prompt alone has nothing to go by, and nobody waits for keys yet
 
 
 class WorldError(ValueError):
@@ -88,9 +89,8 @@ class World:
         with torch.no_grad():
             if first_latent is None:
                 camera = self._camera(start_actions, start_poses)
-                first_latent = denoise(
-                    model.transformer, self._noise(-1, 1), self._text_context(), camera, self._memory, model.config.sampler
-                )
+                sampler = model.config.sampler.with_steps(max(START_STEPS, model.config.sampler.steps))
+                first_latent = denoise(model.transformer, self._noise(-1, 1), self._text_context(), camera, self._memory, sampler)
             self._start = _Past(first_latent, start_actions, start_poses, prompt, None)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._start)
