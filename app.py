@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
                 model = load_model(args.model)
             except (OSError, ValueError) as error:
                 raise SystemExit(str(error)) from None
-            app = build_app(model, ServerSettings(allowed_origins=tuple(args.allow_origin)))
+            app = build_app(model, ServerSettings(allowed_origins=tuple(args.allow_origin), rest_when_still=True))
             server = _Server(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
             server.run(sockets=[listener])
     except KeyboardInterrupt:

@@ -348,3 +348,18 @@ def test_the_event_loop_stays_free_while_the_model_works(host, model):
             client.expect(p.Pong)
             delays.append(time.monotonic() - sent)
         assert sorted(delays)[10] < 0.1
+
+
+def test_a_still_world_rests_until_a_key_is_held(model):
+    model.static_scenes = True
+    with running(create_app(model, ServerSettings(rest_when_still=True))) as host, Client(host) as client:
+        client.play(1)
+        client.pump(timeout=0.7)
+        assert len(client.frames) == 1
+        client.hold("KeyW")
+        client.play(6)
+        client.hold()
+        client.pump(timeout=1.0)  # what was under way comes to its end
+        seen = len(client.frames)
+        client.pump(timeout=0.7)
+        assert len(client.frames) == seen

@@ -52,6 +52,7 @@ class ModelConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    static_scenes: bool = True  # nothing moves but the camera, so a server may rest while nobody does anything
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
@@ -99,6 +100,11 @@ class WorldModel:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.config.size
+
+    @property
+    def static_scenes(self) -> bool:
+        """Whether standing still shows a still picture."""
+        return self.config.static_scenes
 
     @property
     def fps(self) -> int:

@@ -41,6 +41,11 @@ class Controls:
         self._tapped.clear()
         self._look_deg[:] = 0
 
+    @property
+    def active(self) -> bool:
+        """Whether the next latch would do anything."""
+        return bool(self.held or self._tapped or self._look_deg.any())
+
     def latch(self, frames: int, speed: float = 1.0) -> list[Action]:
         """Actions of the next `frames` frames.
 

@@ -77,6 +77,7 @@ class Session:
         self.touched = time.monotonic()  # last time the visitor did something
         self.connection: Connection | None = None
         self._model, self._settings, self._thread, self._find_image = model, settings, model_thread, find_image
+        self._rests = settings.rest_when_still and getattr(model, "static_scenes", False)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._changed = asyncio.Event()
         self._born = time.monotonic()
@@ -264,6 +265,8 @@ class Session:
 
     def _may_step(self) -> bool:
         awake = self.connection is not None and self._world is not None and not self._paused
+        if self._rests and not self._controls.active and self._new_prompt is None:
+            return False  # nothing moves here but the camera: who stands still sees a still picture
         return awake and not self._credit.stalled(time.monotonic(), self._settings.stall_s)
 
     def _enqueue(self, chunk: Any, seq: int) -> None:

@@ -21,6 +21,8 @@ class ServerSettings:
     """A visitor who touches nothing this long makes room, if somebody else is waiting."""
     stall_s: float = 1.0
     """The model rests when no frame was acknowledged for this long (a hidden tab, a dead link)."""
+    rest_when_still: bool = False
+    """Do not step a model of static scenes while its visitor does nothing: a still picture stays as it is, and costs nothing."""
     hello_s: float = 10.0
     """A socket that does not say hello by then is closed."""
     messages_per_s: float = 120.0

@@ -102,7 +102,7 @@ export function buildView(element, base) {
   view.size = (width, height) => element.style.setProperty("--wm-aspect", width / height);
   view.curtain = (on) => curtain.classList.toggle("wm-curtain-on", on);
   view.meter = ({ fps, latency }) => {
-    meter.textContent = `${fps.toFixed(0)} fps` + (latency === null ? "" : ` · ${latency.toFixed(0)} ms`);
+    meter.textContent = (fps < 0.5 ? "at rest" : `${fps.toFixed(0)} fps`) + (latency === null ? "" : ` · ${latency.toFixed(0)} ms`);
     meter.title = "Frames a second, and the time from a key to its first frame";
   };
   view.note = (title, text = "", button = null, { light = false, quiet = false } = {}) => {
