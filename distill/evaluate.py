@@ -1,6 +1,6 @@
 """How good a model is on views that were kept from training: ``python -m distill.evaluate --model tiny --out docs/results``.
 
-Writes ``results.json``, ``results.md`` and sheets (truth above the model). Two sets, apart: gallery worlds from reserved
+Writes ``results.json``, ``table.md`` and sheets (truth above the model). Two sets, apart: gallery worlds from reserved
 start views, and worlds that were never seen. Three lines for scale beside the model: the autoencoder's ceiling, the start
 picture standing still (and blurred), and the same model under opposite actions.
 """
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     results["revisit"], strips = evaluate_revisits(model, list(GALLERY_SEEDS)[:12], RESERVED_START + 50)
     Image.fromarray(np.concatenate(strips)).save(args.out / "revisit.png")
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (args.out / "results.md").write_text(markdown(results))
+    (args.out / "table.md").write_text(markdown(results))
     print(markdown(results))
     return 0
 
