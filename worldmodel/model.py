@@ -172,6 +172,10 @@ class WorldModel:
                 module = module.vae
             smaller = torch.nn.Module.to(copy.deepcopy(module), dtype)
             smaller.save_pretrained(folder / part, max_shard_size=max_shard_size)
+            description = folder / part / "config.json"
+            known = json.loads(description.read_text())
+            known.pop("_name_or_path", None)  # where the weights happened to lie
+            description.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
         (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=1) + "\n")
 
     @cached_property
