@@ -229,6 +229,8 @@ def run_quietly(command, progress):
                     output.append(line)
                     log.write(line + "\n")
         if child.wait() != 0:
+            if child.returncode < 0:
+                output.append("It was ended from outside, by signal %d (9 may mean: too little memory)." % -child.returncode)
             raise SetupError(explain("\n".join(output)) + "\n(All it said is in %s.)" % LOG)
     except BaseException:
         child.terminate() if WINDOWS else child.send_signal(signal.SIGINT)
