@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 
-OLDEST, NEWEST_TESTED = (3, 11), (3, 13)
+OLDEST, NEWEST_TESTED = (3, 11), (3, 12)
 WINDOWS = os.name == "nt"
 ROOT = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
@@ -60,7 +60,7 @@ def use_new_python(argv):
         say("Note: Python %d.%d is newer than the tested %d.%d." % (sys.version_info[:2] + NEWEST_TESTED))
     if sys.version_info >= OLDEST:
         return
-    for minor in range(NEWEST_TESTED[1], OLDEST[1] - 1, -1):
+    for minor in (12, 11, 13, 14):  # the tested ones first
         python = shutil.which("python3.%d" % minor)
         if python and is_python_ok(python):
             say("Python %d.%d is too old; going on with %s." % (sys.version_info[:2] + (python,)))
