@@ -1,5 +1,6 @@
 """Stage 1: the small video autoencoder, on groups of four frames from posed clips.
 
+The linear code is fitted once, before the first step; the steps train the decoder's network only, so latents never change.
 Every sample is a piece of a clip as a stream would see it: one frame, then groups of four. The loss is on pixels (squared
 and absolute error); noise on the latents keeps the decoder calm where the world model will later be a little wrong.
 """
@@ -22,7 +23,7 @@ from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    latent_channels: int = 96
+    latent_channels: int = 384
     steps: int = 1500
     batch: int = 4  # clips a step
     groups: int = 4  # latent frames of each, the first being a single frame
@@ -60,12 +61,13 @@ def draw_pieces(frames: np.ndarray, batch: int, length: int, rng: torch.Generato
 
 
 @torch.no_grad()
-def fit_linear_code(model: TinyAutoencoder, frames: np.ndarray, seed: int, samples: int = 192) -> None:
-    """Start the linear codes from single frames and groups of random pieces."""
+def fit_linear_code(model: TinyAutoencoder, frames: np.ndarray, seed: int, samples: int = 1200) -> None:
+    """Fit the linear code to single frames (a quarter) and groups of random pieces, and fix the latents' statistics."""
     pieces = to_video(draw_pieces(frames, samples, 1 + TEMPORAL_STRIDE, generator(seed, -1)))
     still = pieces[:, :, :1].expand(-1, -1, TEMPORAL_STRIDE, -1, -1)
     groups = torch.cat([still[: samples // 4], pieces[:, :, 1:]])
     model.init_linear_code(groups.flatten(1, 2))
+    model.set_latent_statistics(*measure_latents(model, frames, seed))
 
 
 @torch.no_grad()
@@ -87,6 +89,8 @@ class AutoencoderStage:
         self.model = TinyAutoencoder(latent_channels=recipe.latent_channels)
         if not (self.folder / "checkpoint").exists():
             fit_linear_code(self.model, frames, recipe.seed)
+        for code in (self.model.linear_encoder, self.model.linear_decoder):
+            code.requires_grad_(False)
         self.model.to(device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay)
         self.trainer = Trainer("autoencoder", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, sample=self.sample)
@@ -96,9 +100,10 @@ class AutoencoderStage:
         rng = generator(r.seed, step)
         length = 1 + TEMPORAL_STRIDE * (r.groups - 1)
         video = to_video(draw_pieces(self.frames, r.batch, length, rng)).to(self.device)
-        latents = self.model.encode_raw(video)
+        with torch.no_grad():
+            latents = self.model.encode_raw(video)
         if r.latent_noise:
-            spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
+            spread = latents.std((0, 2, 3, 4), keepdim=True)
             latents = latents + r.latent_noise * spread * torch.randn(latents.shape, generator=rng).to(self.device)
         decoded = self.model.decode_raw(latents)  # B 3 t 4 H W
         target = torch.cat([video[:, :, :1].expand(-1, -1, TEMPORAL_STRIDE - 1, -1, -1), video], dim=2)
@@ -127,9 +132,8 @@ class AutoencoderStage:
         return {"psnr": round(float(score.mean()), 3), "psnr_first": round(float(score[:, 0].mean()), 3)}
 
     def finish(self) -> TinyAutoencoder:
-        """The averaged weights with fixed latent statistics, saved under `folder`/model."""
+        """The averaged weights, saved under `folder`/model."""
         self.model.load_state_dict(self.trainer.ema.weights)
         self.model.eval()
-        self.model.set_latent_statistics(*measure_latents(self.model, self.frames, self.recipe.seed))
         self.model.save_pretrained(self.folder / "model")
         return self.model

@@ -1,9 +1,10 @@
-"""Stage 2: the causal world model by flow matching with a noise level per latent frame (diffusion forcing).
+"""Stage 2: the causal world model by flow matching with a noise level per latent frame and clean compressed context.
 
-A sequence goes through the transformer once, under the mask of a roll-out: each latent frame sees its window in full and
-everything older pooled by RELIC's schedule (`memory.training_layout`), so the compressed memory is trained, not bolted on.
-Every latent frame is clean with some probability and otherwise noisy at a level of its own; the loss is on the noisy ones.
-With ``x_s = (1 - s) x + s e`` the network predicts x (or e - x) of every noisy frame.
+A sequence goes through the transformer once, every latent frame twice: clean, as context, and noisy, as a target at a level of
+its own. A target sees what it would see in a roll-out (`memory.teacher_forcing_layout`): its window in full and everything older
+pooled by RELIC's schedule, so the compressed memory is trained, not bolted on, and every target has clean context.
+With ``x_s = (1 - s) x + s e`` the network predicts x (or e - x). Context is a little noisy half of the time, because a
+roll-out's own context is never perfect.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from distill.optim import build_optimisers
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera import pose_code, relative_to_first
-from worldmodel.memory import MemoryConfig, training_layout
+from worldmodel.memory import MemoryConfig, teacher_forcing_layout
 from worldmodel.sampling import SamplerConfig, denoise
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -42,9 +43,10 @@ class CausalRecipe:
     adam_lr: float = 1e-3
     weight_decay: float = 0.01
     ema: float = 0.998
-    clean: float = 0.4  # probability that a latent frame is context: clean, or nearly
+    pure_noise: float = 0.5  # probability that a target is nothing but noise, where every roll-out begins
     context_noise: float = 0.1  # context is noisy up to this level half of the time
-    first_clean: float = 0.95  # probability that the first latent frame is the start picture
+    first_weight: float = 0.05  # of the first latent frame as a target: the start picture from the prompt alone
+    pixel_weight: float = 0.5  # 0: all latent channels count the same in the loss; 1: as much as they change the picture
     text_dropout: float = 0.1
     seed: int = 0
 
@@ -55,15 +57,13 @@ def shifted(u: Tensor, shift: float) -> Tensor:
 
 
 def noise_levels(recipe: CausalRecipe, batch: int, latents: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise level [B, T] of every latent frame and whether the loss counts it."""
-    u = torch.rand(batch, latents, generator=rng)
-    sigma = shifted(u, recipe.sampler.shift)
-    context = torch.rand(batch, latents, generator=rng) < recipe.clean
-    context[:, 0] = torch.rand(batch, generator=rng) < recipe.first_clean
-    nearly = torch.rand(batch, latents, generator=rng) * recipe.context_noise
-    nearly = torch.where(torch.rand(batch, latents, generator=rng) < 0.5, nearly, torch.zeros(()))
-    nearly[:, 0] = 0.0
-    return torch.where(context, nearly, sigma), ~context
+    """Noise levels [B, T] of the context and of the targets. The start picture is always clean context."""
+    context = torch.rand(batch, latents, generator=rng) * recipe.context_noise
+    context = context * (torch.rand(batch, latents, generator=rng) < 0.5)
+    context[:, 0] = 0.0
+    target = shifted(torch.rand(batch, latents, generator=rng), recipe.sampler.shift)
+    pure = torch.rand(batch, latents, generator=rng) < recipe.pure_noise
+    return context, torch.where(pure, torch.ones(()), target)
 
 
 class CausalStage:
@@ -89,6 +89,8 @@ class CausalStage:
         if init is not None:
             self.model.load_state_dict(init)
         self.model.to(device)
+        gain = autoencoder.channel_gain.to(device) ** (2 * recipe.pixel_weight)
+        self.channel_weight = (gain / gain.mean()).view(1, -1, 1, 1, 1)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
@@ -101,19 +103,22 @@ class CausalStage:
         rng = generator(r.seed, step)
         walk = self.walks.draw(batch, latents, rng)
         clean = walk["latents"]
-        sigma, counted = noise_levels(r, batch, latents, rng)
-        noise = torch.randn(clean.shape, generator=rng)
+        levels = torch.cat(noise_levels(r, batch, latents, rng), 1)  # B 2T
+        noise = torch.randn(batch, clean.shape[1], 2 * latents, *clean.shape[-2:], generator=rng)
         keep_text = torch.rand(batch, generator=rng) >= r.text_dropout
         text = walk["text"] * keep_text[:, None, None]
-        level = sigma[:, None, :, None, None]
-        noisy = (1 - level) * clean + level * noise
-        layout = training_layout(r.memory, latents, self.grid, r.chunk, str(self.device))
+        s = levels[:, None, :, None, None]
+        noisy = (1 - s) * clean.repeat(1, 1, 2, 1, 1) + s * noise
+        layout = teacher_forcing_layout(r.memory, latents, self.grid, r.chunk, str(self.device))
         to = self.device
-        out = self.model(noisy.to(to), (1000 * sigma).to(to), text.to(to), walk["actions"].to(to), walk["poses"].to(to), layout=layout)
-        target = clean if self.model.config.prediction_type == "sample" else noise - clean
-        error = (out - target.to(to)).square().mean((1, 3, 4))  # B T
-        weight = counted.float().to(to)
-        loss = (error * weight).sum() / weight.sum().clamp_min(1)
+        camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
+        camera = tuple(c.repeat(1, 2, 1) for c in camera)
+        out = self.model(noisy.to(to), (1000 * levels).to(to), text.to(to), camera=camera, layout=layout)[:, :, latents:]
+        target = clean if self.model.config.prediction_type == "sample" else noise[:, :, latents:] - clean
+        error = (out - target.to(to)).square() * self.channel_weight
+        weight = torch.ones(latents, device=to)
+        weight[0] = r.first_weight
+        loss = (error.mean((0, 1, 3, 4)) * weight).sum() / weight.sum()
         return loss, {"latents": float(latents)}
 
     # -- looking at it -----------------------------------------------------------------------------------------------------

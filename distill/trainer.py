@@ -111,11 +111,11 @@ class Trainer:
                     row = {
                         "step": self.step,
                         "seconds": round(self.seconds, 1),
-                        "loss": round(float(loss), 5),
+                        "loss": round(float(loss.detach()), 5),
                         "grad": round(float(norm), 4),
                     }
                     log.write(json.dumps(row | {k: round(float(v), 5) for k, v in numbers.items()}) + "\n")
-                    bar.set_postfix(loss=f"{float(loss):.4f}", **{k: f"{float(v):.3f}" for k, v in numbers.items()}, refresh=False)
+                    bar.set_postfix(loss=f"{float(loss.detach()):.4f}", **{k: f"{float(v):.3f}" for k, v in numbers.items()}, refresh=False)
                 bar.update()
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self.save()

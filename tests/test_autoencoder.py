@@ -10,7 +10,7 @@ from worldmodel.autoencoder import TinyAutoencoder, WanAutoencoder
 
 def tiny():
     torch.manual_seed(0)
-    model = TinyAutoencoder(8, (8, 8, 8), (8, 8, 8), (1, 1, 0), (1, 1, 1))
+    model = TinyAutoencoder(8, (8, 8, 8), 1)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.05)
@@ -65,7 +65,7 @@ def test_going_back_needs_only_an_old_state():
 def test_linear_code_is_pca():
     torch.manual_seed(1)
     groups = F.interpolate(torch.randn(40, 12, 8, 8), size=(32, 32), mode="bilinear")
-    model = TinyAutoencoder(10, (8, 8, 8), (8, 8, 8), (0, 0, 0), (0, 0, 0))
+    model = TinyAutoencoder(10, (8, 8, 8), 0)
     model.init_linear_code(groups)
     got = model.decode_groups(model.encode_groups(groups), model.encode_groups(groups))
     patches = F.unfold(groups, 16, stride=16).transpose(1, 2).flatten(0, 1)
@@ -73,6 +73,19 @@ def test_linear_code_is_pca():
     best = (s[10:] ** 2).sum() / patches.numel()
     # the offset of a patch is kept per channel, not per pixel: a little is lost against PCA with a full mean
     assert best <= (got - groups).square().mean() <= best * 1.2
+
+
+@torch.no_grad()
+def test_channel_gain_makes_latent_distance_picture_distance():
+    """Two pictures inside the code's span are as far apart as their latents, channels weighted by their gain."""
+    torch.manual_seed(2)
+    model = TinyAutoencoder(24, (8, 8, 8), 0)
+    model.init_linear_code(torch.randn(60, 12, 32, 32))
+    model.set_latent_statistics(torch.randn(24), torch.rand(24) + 0.5)
+    a, b = torch.randn(2, 1, 24, 1, 2, 2)
+    pictures = [model.linear_decoder((z * model.latents_std + model.latents_mean)[:, :, 0]) for z in (a, b)]
+    far = (pictures[0] - pictures[1]).square().sum()
+    assert torch.allclose(((a - b) * model.channel_gain.view(1, -1, 1, 1, 1)).square().sum(), far, rtol=1e-4)
 
 
 def test_bad_shapes_say_what_is_wrong():

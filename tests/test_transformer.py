@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from worldmodel.memory import MemoryConfig, training_layout
+from worldmodel.memory import MemoryConfig, teacher_forcing_layout, training_layout
 from worldmodel.transformer import CausalWorldTransformer
 
 WAN = dict(num_attention_heads=4, attention_head_dim=24, in_channels=6, out_channels=6, text_dim=20, freq_dim=32, ffn_dim=64, num_layers=3)
@@ -112,6 +112,30 @@ def test_uncompressed_schedule_equals_a_window_that_holds_everything(playing):
     pooled = roll_out(playing, i, MemoryConfig(window=2), 1)
     assert (whole - unit).abs().max() < 2e-5
     assert (whole - pooled).abs().max() > 1e-3  # compression is not a no-op
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_teacher_forcing_sees_what_a_rollout_on_clean_context_sees(playing, chunk):
+    """Every target of one doubled pass equals denoising that chunk after a roll-out has written the clean latents before it."""
+    config, latents = MemoryConfig(window=2), 9
+    i, noisy = inputs(latents=latents), torch.randn(2, 6, latents, 8, 8)
+    clean = torch.zeros_like(i["t"])
+    camera = playing.encode_camera(i["actions"], i["poses"])
+    double = tuple(c.repeat(1, 2, 1) for c in camera)
+    layout = teacher_forcing_layout(config, latents, GRID, chunk)
+    x, t = torch.cat([i["x"], noisy], 2), torch.cat([clean, i["t"]], 1)
+    got = playing(x, t, i["text"], camera=double, layout=layout)[:, :, latents:]
+    memory = playing.new_memory(config, (8, 8), batch=2, chunk=chunk)
+    text, start = playing.encode_text(i["text"]), 0
+    while start < latents:
+        end = 1 if start == 0 else start + chunk
+        here = slice(start, end)
+        part = tuple(c[:, here] for c in camera)
+        want = playing(noisy[:, :, here], i["t"][:, here], text, camera=part, memory=memory)
+        assert (got[:, :, here] - want).abs().max() < 2e-5
+        playing(i["x"][:, :, here], clean[:, here], text, camera=part, memory=memory, write=True)
+        start = end
 
 
 @torch.no_grad()

@@ -26,6 +26,11 @@ class VideoAutoencoder(ABC):
     spatial_stride: int
     temporal_stride: int = TEMPORAL_STRIDE
 
+    @property
+    def channel_gain(self) -> Tensor:
+        """[C]: how much one unit of each normalised latent channel changes the picture, up to a common factor"""
+        return torch.ones(self.latent_channels)
+
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
         """[B, 3, 1+4k, H, W] -> normalised latents [B, C, 1+k, H/stride, W/stride]"""
@@ -62,12 +67,13 @@ class ResidualBlock(nn.Module):
 
 
 class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
-    """A small video autoencoder that learns the residual of a linear code.
+    """A small video autoencoder: a linear code of 16x16x4 pixel patches, decoded by its transpose and a residual network.
 
-    Every group of four frames becomes one latent frame at 1/16 of the resolution. The linear code is a strided convolution
-    each way, started from the principal components of 16x16x4 pixel patches (`init_linear_code`), so training begins at the
-    best linear compression and the networks add what is not linear. The decoder also sees the latent frame before, which is
-    all the state that a stream needs.
+    Every group of four frames becomes one latent frame at 1/16 of the resolution. The code is the patch's principal components
+    (`init_linear_code`) and is never trained further, so distances between latents are distances between pictures
+    (`channel_gain`), and a better decoder never makes encoded clips or a trained world model useless. The decoder adds what a
+    linear code cannot: edges across patches and detail that the latent frame before already showed, which is all the state that
+    a stream needs.
     """
 
     spatial_stride = 16
@@ -75,42 +81,41 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 96,
-        encoder_widths: tuple[int, int, int] = (64, 128, 160),
-        decoder_widths: tuple[int, int, int] = (96, 160, 192),
-        encoder_blocks: tuple[int, int, int] = (1, 1, 0),
-        decoder_blocks: tuple[int, int, int] = (3, 2, 1),
+        latent_channels: int = 384,
+        decoder_widths: tuple[int, int, int] = (96, 128, 160),
+        decoder_blocks: int = 3,
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
         pixels = 3 * TEMPORAL_STRIDE
-        e, d = encoder_widths, decoder_widths
+        full, middle, low = decoder_widths  # at 4, 8 and 16 pixels a place
         self.linear_encoder = nn.Conv2d(pixels, latent_channels, 16, stride=16)
-        self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(pixels * 16, e[0], 1), *[ResidualBlock(e[0]) for _ in range(encoder_blocks[0])],
-            nn.PixelUnshuffle(2), nn.Conv2d(e[0] * 4, e[1], 1), *[ResidualBlock(e[1]) for _ in range(encoder_blocks[1])],
-            nn.PixelUnshuffle(2), nn.Conv2d(e[1] * 4, e[2], 1), *[ResidualBlock(e[2]) for _ in range(encoder_blocks[2])],
-            nn.Conv2d(e[2], latent_channels, 1),
-        )  # fmt: skip
         self.linear_decoder = nn.ConvTranspose2d(latent_channels, pixels, 16, stride=16)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(latent_channels * 2, d[2], 3, padding=1), *[ResidualBlock(d[2]) for _ in range(decoder_blocks[2])],
-            nn.Conv2d(d[2], d[1] * 4, 1), nn.PixelShuffle(2), *[ResidualBlock(d[1]) for _ in range(decoder_blocks[1])],
-            nn.Conv2d(d[1], d[0] * 4, 1), nn.PixelShuffle(2), *[ResidualBlock(d[0]) for _ in range(decoder_blocks[0])],
-            nn.Conv2d(d[0], pixels * 16, 1), nn.PixelShuffle(4),
+        self.refine_latents = nn.Sequential(
+            nn.Conv2d(latent_channels * 2, low, 1), nn.Conv2d(low, middle * 4, 1), nn.PixelShuffle(2),
+            nn.SiLU(), nn.Conv2d(middle, full * 4, 1), nn.PixelShuffle(2),
         )  # fmt: skip
-        for last in (self.encoder[-1], self.decoder[-2]):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.refine_picture = nn.Conv2d(pixels * 16, full, 1)
+        self.refine = nn.Sequential(*[ResidualBlock(full) for _ in range(decoder_blocks)])
+        self.refine_out = nn.Conv2d(full, pixels * 16, 1)
+        nn.init.zeros_(self.refine_out.weight)
+        nn.init.zeros_(self.refine_out.bias)
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
 
     # -- groups of four frames: [N, 12, H, W] <-> [N, C, h, w], raw latents -------------------------------------------------
     def encode_groups(self, groups: Tensor) -> Tensor:
-        return self.linear_encoder(groups) + self.encoder(groups)
+        return self.linear_encoder(groups)
 
     def decode_groups(self, latents: Tensor, previous: Tensor) -> Tensor:
-        return self.linear_decoder(latents) + self.decoder(torch.cat([latents, previous], dim=1))
+        picture = self.linear_decoder(latents)
+        x = self.refine_latents(torch.cat([latents, previous], dim=1)) + self.refine_picture(F.pixel_unshuffle(picture, 4))
+        return picture + F.pixel_shuffle(self.refine_out(self.refine(x)), 4)
+
+    @property
+    def channel_gain(self) -> Tensor:
+        """[C]: root of the sum of squares by which a patch changes for one unit of each normalised latent"""
+        return self.latents_std.flatten() * self.linear_decoder.weight.detach().flatten(1).norm(dim=1)
 
     # -- video -----------------------------------------------------------------------------------------------------------
     def encode_raw(self, video: Tensor) -> Tensor:
@@ -149,11 +154,16 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     # -- making one --------------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def init_linear_code(self, groups: Tensor) -> None:
-        """Start both linear codes from the principal components of pixel patches of `groups` [N, 12, H, W]."""
-        patches = F.unfold(groups, 16, stride=16).transpose(1, 2).flatten(0, 1).double()  # [N*h*w, 12*256]
-        mean = patches.mean(0)
-        centred = patches - mean
-        variance, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+        """Set both linear codes to the principal components of pixel patches of `groups` [N, 12, H, W]."""
+        size, count = self.linear_encoder.weight[0].numel(), 0
+        total, second = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+        for part in groups.split(32):
+            patches = F.unfold(part, 16, stride=16).transpose(1, 2).flatten(0, 1)  # [n*h*w, 12*256]
+            count += len(patches)
+            total += patches.sum(0)
+            second += patches.T @ patches
+        mean = total / count
+        variance, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
         top = torch.arange(len(variance) - 1, len(variance) - 1 - self.latent_channels, -1)
         scale = variance[top].clamp_min(1e-8).pow(0.25)  # half-way to whitening: detail is neither lost nor blown up
         analysis = (vectors[:, top] / scale).T  # [C, 3072]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
+from worldmodel.latent_warp import LatentWarp
 from worldmodel.memory import CompressedMemory, MemoryConfig, TrainingLayout, token_positions
 
 
@@ -177,7 +178,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
 
     Args are Wan's, and: `camera_dim`, the width of the action and pose codes; `action_dim`, magnitudes per video frame;
     `pose_dim`, numbers per pose (`camera.pose_code`); `pose_scale`, by which translations in steps are multiplied;
-    `temporal_stride`, video frames per latent frame; `rope_theta`.
+    `temporal_stride`, video frames per latent frame; `rope_theta`; `warp_operators` and `warp_radius`, see `LatentWarp`
+    (0: none).
     """
 
     _supports_gradient_checkpointing = True
@@ -207,12 +209,16 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         temporal_stride: int = 4,
         rope_theta: float = 10000.0,
         prediction_type: str = "velocity",
+        warp_operators: int = 0,
+        warp_radius: int = 2,
     ) -> None:
         super().__init__()
         if patch_size[0] != 1:
             raise ValueError(f"A patch spans one latent frame, so that time stays causal; got patch_size={tuple(patch_size)}.")
         if prediction_type not in ("velocity", "sample"):
             raise ValueError(f"prediction_type is 'velocity' or 'sample', got {prediction_type!r}.")
+        if warp_operators and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
+            raise ValueError("warp_operators needs patch_size=(1, 1, 1) and prediction_type='sample'.")
         dim = num_attention_heads * attention_head_dim
         self.rope = RotaryEmbedding(attention_head_dim, rope_theta)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
@@ -227,6 +233,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.warp = LatentWarp(dim, out_channels, warp_operators, warp_radius) if warp_operators else None
         self.gradient_checkpointing = False
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
@@ -283,7 +290,10 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
-        times = torch.arange(frames) if memory is None else memory.chunk_times(frames)
+        if layout is not None:
+            times = layout.times
+        else:
+            times = torch.arange(frames) if memory is None else memory.chunk_times(frames)
         rope = self.rope(token_positions(times, grid))
         seen = self._visibility(memory, layout, grid)
 
@@ -307,12 +317,14 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             if write:
                 keys.append(key)
                 values.append(value)
+        previous = self._previous(hidden_states, memory, layout) if self.warp is not None else None
         if write:
-            memory.write(keys, values)
+            memory.write(keys, values, hidden_states[:, :, -1].clone())
 
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
-        x = self.proj_out(x.flatten(1, 2).type_as(hidden_states))
+        x = x.flatten(1, 2).type_as(hidden_states)
+        x = self.proj_out(x) if previous is None else self.proj_out(x) + self.warp(x, previous)
         _, ph, pw = self.config.patch_size
         x = x.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
@@ -326,6 +338,16 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             keys, values, filled = memory.context(lambda k, positions: rotate(k, *self.rope(positions)))
             return Visibility(keys=keys, values=values, filled=filled)
         return Visibility()
+
+    @staticmethod
+    def _previous(latents: Tensor, memory: CompressedMemory | None, layout: TrainingLayout | None) -> Tensor:
+        """The last clean latent frame before the chunk of each one of latents [B, C, T, h, w], zero where there is none"""
+        if layout is not None:
+            there = (layout.previous >= 0).view(1, 1, -1, 1, 1).to(latents)
+            return latents[:, :, layout.previous.clamp_min(0).to(latents.device)] * there
+        if memory is None or memory.latest is None:
+            return torch.zeros_like(latents)
+        return memory.latest.unsqueeze(2).expand_as(latents)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.condition_embedder
