@@ -25,6 +25,7 @@ from distill.recipe import RecipeError, load_recipe
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out
 from worldmodel.sampling import SamplerConfig
+from worldmodel.text import TextConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 
@@ -95,7 +96,7 @@ def measure(case: Case) -> Row:
     torch.manual_seed(0)
     model = CausalWorldTransformer(**case.transformer)
     channels, frames = model.config.in_channels, 1 + 4 * (case.latents - 1)
-    text = torch.randn(case.batch, 32, model.config.text_dim)
+    text = torch.randn(case.batch, TextConfig().length, model.config.text_dim)
     condition = Condition(text, torch.rand(case.batch, frames, 13), torch.randn(case.batch, frames, 9))
     start = torch.randn(case.batch, channels, 1, case.grid, case.grid)
     difference = torch.randn(case.batch, channels, case.latents, case.grid, case.grid)
@@ -116,7 +117,7 @@ def measure(case: Case) -> Row:
 def table(latents: list[int], rows: list[tuple[Row, Row]]) -> str:
     """Markdown of (full graph, replay) rows."""
     lines = [
-        "| latent frames | activations, full graph | activations, replay | ratio | RSS, full graph | RSS, replay | time, full graph | time, replay |",
+        "| latent frames | activations: full graph | replay | ratio | RSS: full graph | replay | time: full graph | replay |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for n, (full, replay) in zip(latents, rows, strict=True):
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     except RecipeError as error:
         parser.exit(2, f"{error}\n")
     causal, channels = recipe.causal, recipe.autoencoder.latent_channels
-    transformer = {"in_channels": channels, "out_channels": channels, "text_dim": 384} | causal.transformer
+    transformer = {"in_channels": channels, "out_channels": channels, "text_dim": TextConfig().dim} | causal.transformer
     config = RollOutConfig(causal.memory, SamplerConfig(args.steps, causal.sampler.shift, stochastic=True), causal.chunk)
     cases = [Case(transformer, config, n, args.grid, args.batch, replay, args.threads) for n in args.latents for replay in (False, True)]
     rows = []

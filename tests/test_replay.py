@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from distill.bench_replay import SavedBytes
 from distill.dmd import Condition, matching_loss, predict_clean
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out, video_frames
@@ -143,6 +144,35 @@ def test_roll_out_is_the_sampler_through_the_cache(chunk, stochastic, prediction
     early = roll_out(model, start, condition, c, 11, 0)
     assert (early.latents - got.latents).abs().max() > 1e-2
     assert torch.equal(early.inputs[0], torch.randn(2, 4, chunk, 4, 4, generator=generator(11, 1)))  # exits at pure noise
+
+
+def test_activations_are_counted_exactly():
+    weight, x = torch.randn(1000, requires_grad=True), torch.randn(1000)
+    with SavedBytes(weight) as saved:
+        y = (weight * x).exp().sin()  # keeps x, and exp's result for both exp and sin
+        assert saved.now == 8000
+        y.sum().backward()
+    assert saved.now == 0 and saved.peak == 8000
+
+
+def test_replay_keeps_one_block():
+    """Without history in the cache, the activations of a replay do not grow with the sequence; the full graph's do."""
+    model = make_model()
+    start, condition, difference = make_inputs()
+    c, peaks = RollOutConfig(MemoryConfig(window=1, schedule=()), SamplerConfig(2, 5.0, True)), {}
+    for latents in (5, LATENTS):
+        frames = 1 + 4 * (latents - 1)
+        short = Condition(condition.text, condition.actions[:, :frames], condition.poses[:, :frames])
+        for graph in (False, True):
+            with SavedBytes(*model.parameters()) as saved:
+                played = roll_out(model, start, short, c, 1, graph=graph)
+                d = difference[:, :, :latents]
+                full_graph_backward(played, d) if graph else replay_backward(model, played, d)
+            peaks[latents, graph] = saved.peak
+            assert saved.now == 0 or graph
+            del played
+    assert peaks[5, False] == peaks[9, False]
+    assert peaks[9, True] > 1.8 * peaks[5, True] > 3 * peaks[5, False]
 
 
 def test_blocks_cover_the_sequence():
