@@ -99,7 +99,7 @@ class Trainer:
         return self.step >= self.steps
 
     def run(self, deadline: Deadline) -> bool:
-        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first."""
+        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first, unless in the middle of an update."""
         if self.done:
             return True
         self.model.train()
@@ -108,6 +108,7 @@ class Trainer:
         before = self.seconds
         bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5)
         log = (self.folder / "log.jsonl").open("a", buffering=1)
+        whole = True  # False while weights, average and step number do not belong together
         try:
             while not self.done and not deadline.passed:
                 loss, numbers = self.loss(self.step)
@@ -117,10 +118,12 @@ class Trainer:
                 if not math.isfinite(float(norm)):
                     raise FloatingPointError(f"{self.name}: the gradient is not finite at step {self.step}; the last checkpoint is kept.")
                 turn = None if self.turn is None else self.turn(self.step)
+                whole = False
                 self.optimisers.step(schedule(self.step, self.steps, self.warmup, self.decay), turn)
                 if not turn:
                     self.ema.update(self.averaged, self.step)
                 self.step += 1
+                whole = True
                 self.seconds = before + time.monotonic() - started
                 if self.step % 10 == 0 or self.done:
                     row = {
@@ -138,7 +141,7 @@ class Trainer:
         finally:
             bar.close()
             log.close()
-            if math.isfinite(sum(float(p.detach().abs().max()) for p in self.model.parameters())):
+            if whole and math.isfinite(sum(float(p.detach().abs().max()) for p in self.model.parameters())):
                 self.save()
         if self.sample is not None:
             self.sample_now()

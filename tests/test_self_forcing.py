@@ -106,6 +106,23 @@ def test_a_killed_run_loses_one_interval_at_most(tmp_path, monkeypatch):
     assert make_stage(tmp_path).trainer.step == 6
 
 
+def test_an_update_cut_in_the_middle_is_not_saved(tmp_path):
+    stage = make_stage(tmp_path)
+    step, count = stage.trainer.optimisers.step, iter(range(9))
+
+    def cut(factor, turn):
+        step(factor, turn)
+        if next(count) == 2:
+            raise KeyboardInterrupt  # the generator has moved, its average and the step number have not
+        stage.trainer.save()
+
+    stage.trainer.optimisers.step = cut
+    with pytest.raises(KeyboardInterrupt):
+        stage.trainer.run(Deadline(2))
+    again = make_stage(tmp_path)
+    assert all(torch.equal(v, again.trainer.ema.weights[k]) for k, v in again.generator.state_dict().items())
+
+
 def test_whose_turn_it_is(tmp_path):
     """The fake score's turn leaves the generator and its average alone, the generator's turn the fake score; the teacher never moves."""
     stage = make_stage(tmp_path, steps=3)
