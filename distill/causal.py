@@ -13,19 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from distill.autoencoder import psnr, to_frames
-from distill.latents import Walks, latent_clips
+from distill.dmd import shifted
+from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.rollout import RollOutConfig, sample_sheet
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
-from worldmodel.camera import pose_code, relative_to_first
 from worldmodel.memory import MemoryConfig, teacher_forcing_layout
-from worldmodel.sampling import SamplerConfig, denoise
+from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 
@@ -49,11 +47,6 @@ class CausalRecipe:
     pixel_weight: float = 0.5  # 0: all latent channels count the same in the loss; 1: as much as they change the picture
     text_dropout: float = 0.1
     seed: int = 0
-
-
-def shifted(u: Tensor, shift: float) -> Tensor:
-    """Timestep shift (Esser et al., 2024): ``shift u / (1 + (shift - 1) u)``"""
-    return shift * u / (1 + (shift - 1) * u)
 
 
 def noise_levels(recipe: CausalRecipe, batch: int, latents: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -121,65 +114,11 @@ class CausalStage:
         loss = (error.mean((0, 1, 3, 4)) * weight).sum() / weight.sum()
         return loss, {"latents": float(latents)}
 
-    # -- looking at it -----------------------------------------------------------------------------------------------------
-    @torch.no_grad()
-    def roll_out(
-        self,
-        picks: list[int],
-        latents: int,
-        actions: Tensor,
-        poses: np.ndarray,
-        memory: MemoryConfig | None = None,
-        steps: int | None = None,
-    ) -> Tensor:
-        """Latents [B, C, latents, h, w] rolled out from the start pictures of held-out clips through the cached memory."""
-        r, to = self.recipe, self.device
-        truth = latent_clips(self.held_out, picks)
-        codes = torch.stack([torch.from_numpy(pose_code(relative_to_first(p))) for p in poses])
-        cache = self.model.new_memory(memory or r.memory, tuple(truth.shape[-2:]), batch=len(picks), chunk=r.chunk)
-        text = self.model.encode_text(self.held_out.text[self.held_out.prompt[picks]].to(to))
-        sampler = r.sampler if steps is None else r.sampler.with_steps(steps)
-        out = [truth[:, :, :1]]
-        self.model(
-            out[0].to(to), torch.zeros(len(picks), device=to), text, actions[:, :1].to(to), codes[:, :1].to(to), memory=cache, write=True
-        )
-        for i in range(1, latents, r.chunk):
-            frames = slice(1 + 4 * (i - 1), 1 + 4 * (i - 1 + r.chunk))
-            camera = self.model.encode_camera(actions[:, frames].to(to), codes[:, frames].to(to))
-            noise = torch.randn(len(picks), *truth.shape[1:2], r.chunk, *truth.shape[-2:], generator=generator(7, i)).to(to)
-            x = denoise(self.model, noise, text, camera, cache, sampler)
-            out.append(x.cpu())
-            self.model(x, torch.zeros(len(picks), device=to), text, camera=camera, memory=cache, write=True)
-        return torch.cat(out, dim=2)
-
-    @torch.no_grad()
     def sample(self, folder: Path) -> dict[str, Any]:
-        """Roll-outs beside ground truth: PSNR of true actions, opposite actions, the still picture and the ceiling."""
-        from worldmodel.camera import integrate
-
-        latents = min(13, self.held_out.groups.shape[1])
-        frames = 1 + 4 * (latents - 1)
-        picks = np.linspace(0, len(self.held_out) - 1, min(12, len(self.held_out))).astype(int).tolist()
-        actions, poses = self.held_out.actions[picks, :frames], self.held_out.poses[picks, :frames].numpy()
-        opposite = actions.clone()
-        opposite[..., :12] = actions[..., :12].unflatten(-1, (6, 2)).flip(-1).flatten(-2)
-        opposite_poses = np.stack([integrate(a.numpy()) for a in opposite])
-        truth = self._decode(latent_clips(self.held_out, picks)[:, :, :latents])
-        videos = {
-            "true": self._decode(self.roll_out(picks, latents, actions, poses)),
-            "opposite": self._decode(self.roll_out(picks, latents, opposite, opposite_poses)),
-        }
-        still = np.repeat(truth[:, :1], frames, axis=1)
-        score = {k: float(psnr(truth, v)[:, 1:].mean()) for k, v in videos.items()} | {"still": float(psnr(truth, still)[:, 1:].mean())}
-        columns = np.linspace(0, frames - 1, 7).astype(int)
-        rows = []
-        for n in np.linspace(0, len(picks) - 1, min(8, len(picks))).astype(int):
-            rows += [np.concatenate([v[n, c] for c in columns], axis=1) for v in (truth, videos["true"])]
-        Image.fromarray(np.concatenate(rows)).save(folder / f"sheet-{self.trainer.step:06d}.png")
-        return {k: round(v, 3) for k, v in score.items()}
-
-    def _decode(self, latents: Tensor) -> np.ndarray:
-        return np.concatenate([to_frames(self.autoencoder.decode(x.to(self.device))) for x in latents.split(4)])
+        """Roll-outs of held-out clips beside ground truth, and their PSNR."""
+        path = folder / f"sheet-{self.trainer.step:06d}.png"
+        config = RollOutConfig(self.recipe.memory, self.recipe.sampler, self.recipe.chunk)
+        return sample_sheet(self.model, self.held_out, self.autoencoder, config, path)
 
     def finish(self) -> CausalWorldTransformer:
         self.model.load_state_dict(self.trainer.ema.weights)

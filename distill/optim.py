@@ -50,17 +50,24 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimisers:
-    """Several optimisers driven as one; learning rates are multiplied by a schedule's factor at every step."""
+    """Several optimisers driven as one, or one at a time; learning rates are multiplied by a schedule's factor at every step."""
 
     def __init__(self, *optimisers: torch.optim.Optimizer) -> None:
         self.all = optimisers
         self.base = [[g["lr"] for g in o.param_groups] for o in optimisers]
 
-    def step(self, factor: float) -> None:
-        for optimiser, rates in zip(self.all, self.base, strict=True):
+    def step(self, factor: float, turn: int | None = None) -> None:
+        """One step of all optimisers, or of the one at index `turn`."""
+        for i, (optimiser, rates) in enumerate(zip(self.all, self.base, strict=True)):
+            if turn not in (None, i):
+                continue
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimiser.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        for optimiser in self.all:
             optimiser.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -83,6 +90,16 @@ class Optimisers:
                     optimiser.state[p][key] = value if key == "step" else value.to(p.device)
 
 
+def adamw(params: Iterable[Tensor], lr: float, weight_decay: float, betas: tuple[float, float], eps: float = 1e-8) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, not biases and gains."""
+    params = list(params)
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps)
+
+
 def build_optimisers(model: nn.Module, kind: str, lr: float, adam_lr: float, weight_decay: float, inside: str | None = None) -> Optimisers:
     """`kind` "adamw" (lr for all) or "muon" (lr for the matrices under the submodule `inside`, adam_lr for the rest)."""
     if kind not in ("adamw", "muon"):
@@ -91,9 +108,5 @@ def build_optimisers(model: nn.Module, kind: str, lr: float, adam_lr: float, wei
     muon = [p for n, p in named if kind == "muon" and p.ndim >= 2 and min(p.shape[:2]) > 1 and (inside is None or n.startswith(inside))]
     chosen = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in chosen]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=adam_lr if kind == "muon" else lr, betas=(0.9, 0.98), eps=1e-9)
+    adam = adamw(rest, adam_lr if kind == "muon" else lr, weight_decay, betas=(0.9, 0.98), eps=1e-9)
     return Optimisers(Muon(muon, lr=lr, weight_decay=weight_decay), adam) if muon else Optimisers(adam)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ def schedule(step: int, total: int, warmup: int, decay: float) -> float:
     return max(0.0, min(up, down))
 
 
+def phase(curriculum: Sequence[tuple[float, int, int]], step: int, steps: int) -> tuple[int, int]:
+    """Latent frames and batch at a step, of a curriculum of (share of the steps from which it holds, latent frames, batch)."""
+    return next((latents, batch) for share, latents, batch in reversed(curriculum) if step >= share * steps)
+
+
 class EMA:
     """Exponential moving average of the weights, quick at the start."""
 
@@ -67,7 +72,11 @@ class Trainer:
     """Trains `model` for `steps` steps in `folder`, a slice at a time.
 
     Args:
-        loss: `loss(step) -> (scalar tensor, {name: float})`.
+        model: what is trained and stored; a `ModuleDict` of several networks will do.
+        loss: `loss(step) -> (scalar tensor, {name: float})`; a loss without a graph has done its own backward pass.
+        turn: `turn(step)` is the index of the one optimiser that steps (default: all step). Then the averaged weights follow
+            the steps of optimiser 0.
+        averaged: the part of the model whose weights are averaged (default: all of it).
         sample: called with the folder at the end of every slice, with the averaged weights in the model.
     """
 
@@ -75,10 +84,12 @@ class Trainer:
         self, name: str, folder: Path, model: nn.Module, optimisers: Optimisers, loss: Callable[[int], tuple[Tensor, dict[str, float]]],
         *, steps: int, warmup: int = 50, decay: float = 0.3, ema: float = 0.998, clip: float = 1.0,
         sample: Callable[[Path], dict[str, Any] | None] | None = None,
+        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.model, self.optimisers, self.loss = name, Path(folder), model, optimisers, loss
         self.steps, self.warmup, self.decay, self.clip, self.sample = steps, warmup, decay, clip, sample
-        self.ema = EMA(model, ema)
+        self.turn, self.averaged = turn, model if averaged is None else averaged
+        self.ema = EMA(self.averaged, ema)
         self.step, self.seconds = 0, 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -88,24 +99,31 @@ class Trainer:
         return self.step >= self.steps
 
     def run(self, deadline: Deadline) -> bool:
-        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first."""
+        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first, unless in the middle of an update."""
         if self.done:
             return True
         self.model.train()
+        self.optimisers.zero_grad()  # an interrupted step may have left some
         started, saved = time.monotonic(), time.monotonic()
         before = self.seconds
         bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5)
         log = (self.folder / "log.jsonl").open("a", buffering=1)
+        whole = True  # False while weights, average and step number do not belong together
         try:
             while not self.done and not deadline.passed:
                 loss, numbers = self.loss(self.step)
-                loss.backward()
+                if loss.requires_grad:
+                    loss.backward()
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
                 if not math.isfinite(float(norm)):
                     raise FloatingPointError(f"{self.name}: the gradient is not finite at step {self.step}; the last checkpoint is kept.")
-                self.optimisers.step(schedule(self.step, self.steps, self.warmup, self.decay))
-                self.ema.update(self.model, self.step)
+                turn = None if self.turn is None else self.turn(self.step)
+                whole = False
+                self.optimisers.step(schedule(self.step, self.steps, self.warmup, self.decay), turn)
+                if not turn:
+                    self.ema.update(self.averaged, self.step)
                 self.step += 1
+                whole = True
                 self.seconds = before + time.monotonic() - started
                 if self.step % 10 == 0 or self.done:
                     row = {
@@ -123,15 +141,15 @@ class Trainer:
         finally:
             bar.close()
             log.close()
-            if math.isfinite(sum(float(p.detach().abs().max()) for p in self.model.parameters())):
+            if whole and math.isfinite(sum(float(p.detach().abs().max()) for p in self.model.parameters())):
                 self.save()
         if self.sample is not None:
             self.sample_now()
         return self.done
 
     def sample_now(self) -> None:
-        live = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema.weights)
+        live = {k: v.clone() for k, v in self.averaged.state_dict().items()}
+        self.averaged.load_state_dict(self.ema.weights)
         self.model.eval()
         try:
             numbers = self.sample(self.folder)
@@ -140,7 +158,7 @@ class Trainer:
                     f.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1)} | numbers) + "\n")
                 plot_log(self.folder, self.name)
         finally:
-            self.model.load_state_dict(live)
+            self.averaged.load_state_dict(live)
             self.model.train()
 
     # -- checkpoints -------------------------------------------------------------------------------------------------------

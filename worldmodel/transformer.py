@@ -164,6 +164,11 @@ class WorldTransformerBlock(nn.Module):
                 rotated = torch.cat([rotated, rotate(pooled_keys, *seen.pooled_rope)], dim=1)
                 value = torch.cat([value, pooled_values], dim=1)
             return rotated, value, seen.layout.mask
+        if seen.keys is not None and torch.is_grad_enabled():  # the memory is a constant, and the graph keeps nothing of its buffers
+            past_keys, past_values = (buffer[layer, :, :, : seen.filled].detach() for buffer in (seen.keys, seen.values))
+            keys = torch.cat([past_keys, rotated.transpose(1, 2)], dim=2)
+            values = torch.cat([past_values, value.transpose(1, 2)], dim=2)
+            return keys.transpose(1, 2), values.transpose(1, 2), None
         if seen.keys is not None:
             end = seen.filled + key.shape[1]
             keys, values = seen.keys[layer], seen.values[layer]

@@ -1,0 +1,145 @@
+"""Stage 4: self-forcing distillation, the generator trained on its own roll-outs over the whole horizon.
+
+RELIC (arXiv 2512.04040, section 4.4.2) on Self-Forcing (arXiv 2506.08009): the generator rolls out through its own compressed
+cache from start pictures and actions of the training walks, and distribution matching (`dmd`) against a bidirectional teacher
+gives the gradient, by replayed back-propagation (`replay`). Between two generator steps the fake score learns what the
+generator makes now. The horizon grows by the curriculum, 5 s, 10 s, 20 s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
+from distill.latents import Walks
+from distill.optim import Optimisers, adamw
+from distill.replay import full_graph_backward, replay_backward
+from distill.rollout import RollOutConfig, roll_out, sample_sheet
+from distill.trainer import Trainer, generator, phase
+from worldmodel.autoencoder import VideoAutoencoder
+from worldmodel.memory import MemoryConfig
+from worldmodel.sampling import SamplerConfig
+from worldmodel.transformer import CausalWorldTransformer
+
+GENERATOR, FAKE = 0, 1  # order of the optimisers
+
+
+@dataclass(frozen=True)
+class SelfForcingRecipe:
+    """Defaults are Self-Forcing's where RELIC gives none; the learning rates are those of a 1.3B model."""
+
+    transformer: dict[str, Any] = field(default_factory=dict)
+    score: dict[str, Any] = field(default_factory=dict)
+    """What differs from `transformer` in the real and the fake score, for example their size."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=4, shift=5.0, stochastic=True))
+    chunk: int = 1
+    steps: int = 3300
+    """Steps of either: `critic_per_generator` of the fake score, then one of the generator; 3300 are RELIC's 550 generator steps."""
+    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 21, 4), (0.455, 40, 2), (0.727, 80, 1))
+    """(share of the steps from which it holds, latent frames, batch); RELIC's 250, 150, 150 generator steps of 5, 10, 20 s"""
+    critic_per_generator: int = 5
+    lr: float = 2e-6
+    critic_lr: float = 4e-7
+    betas: tuple[float, float] = (0.0, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 10.0
+    warmup: int = 50
+    ema: float = 0.99  # counts generator steps
+    guidance: float = 3.0  # on the real score: cond + guidance (cond - uncond)
+    clamp: tuple[float, float] = (20.0, 980.0)  # timesteps at which the scores are compared
+    replay: bool = True  # False: one graph over all blocks, the same gradient
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.critic_per_generator < 1:
+            raise ValueError(f"critic_per_generator is 1 or more, got {self.critic_per_generator}.")
+
+    @property
+    def roll_out(self) -> RollOutConfig:
+        return RollOutConfig(self.memory, self.sampler, self.chunk)
+
+    def turn(self, step: int) -> int:
+        """Which optimiser steps: the fake score's `critic_per_generator` times, then the generator's once."""
+        return GENERATOR if step % (self.critic_per_generator + 1) == self.critic_per_generator else FAKE
+
+
+class SelfForcingStage:
+    """Distils a causal generator from a bidirectional teacher.
+
+    Args:
+        generator_init: weights of the few-step causal model to start from.
+        real_score_init: weights of the teacher, a `CausalWorldTransformer` of `recipe.transformer | recipe.score`. It stays
+            frozen; the fake score starts from the same weights.
+    """
+
+    def __init__(
+        self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
+        device: torch.device, generator_init: dict[str, Tensor], real_score_init: dict[str, Tensor],
+    ) -> None:  # fmt: skip
+        self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
+        self.autoencoder, self.device = autoencoder, device
+        channels = walks.groups.shape[2]
+        shape = {"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer
+        self.generator = _build(shape, generator_init, "generator", device)
+        self.fake = _build(shape | recipe.score, real_score_init, "score", device)
+        self.real = _build(shape | recipe.score, real_score_init, "score", device).eval().requires_grad_(False)
+        optimisers = Optimisers(
+            adamw(self.generator.parameters(), recipe.lr, recipe.weight_decay, recipe.betas),
+            adamw(self.fake.parameters(), recipe.critic_lr, recipe.weight_decay, recipe.betas),
+        )
+        self.losses: dict[str, float] = {}
+        self.trainer = Trainer(
+            "self_forcing", self.folder, nn.ModuleDict({"generator": self.generator, "fake": self.fake}), optimisers, self.loss,
+            steps=recipe.steps, warmup=recipe.warmup, ema=recipe.ema, clip=recipe.clip, sample=self.sample, turn=recipe.turn,
+            averaged=self.generator,
+        )  # fmt: skip
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the one whose turn it is; the generator's has been back-propagated already and has no graph."""
+        r, to = self.recipe, self.device
+        latents, batch = phase(r.curriculum, step, r.steps)
+        rng = generator(r.seed, step)
+        walk = self.walks.draw(batch, latents, rng)
+        condition = Condition(walk["text"], walk["actions"], walk["poses"]).to(to)
+        exit_step = int(torch.randint(r.sampler.steps, (), generator=rng))
+        seed = int(torch.randint(2**31, (), generator=rng))
+        level = sample_level(batch, rng, r.sampler.shift, r.clamp).to(to)
+        noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
+        turn = r.turn(step)
+        graph = turn == GENERATOR and not r.replay
+        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out, seed, exit_step, graph)
+        if turn == FAKE:
+            loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
+            self.losses["fake"] = float(loss.detach())
+        else:
+            difference = score_difference(played.latents, self.real, self.fake, condition, level, noise, r.guidance)
+            loss = replay_backward(self.generator, played, difference) if r.replay else full_graph_backward(played, difference)
+            self.losses["generator"] = float(loss)
+        return loss, {"latents": float(latents)} | self.losses
+
+    def sample(self, folder: Path) -> dict[str, Any]:
+        """Roll-outs of held-out clips beside ground truth, and their PSNR."""
+        path = folder / f"sheet-{self.trainer.step:06d}.png"
+        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out, path)
+
+    def finish(self) -> CausalWorldTransformer:
+        """The averaged generator, saved under `folder`/model."""
+        self.generator.load_state_dict(self.trainer.ema.weights)
+        self.generator.eval()
+        self.generator.save_pretrained(self.folder / "model")
+        return self.generator
+
+
+def _build(shape: dict[str, Any], weights: dict[str, Tensor], name: str, device: torch.device) -> CausalWorldTransformer:
+    model = CausalWorldTransformer(**shape)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The initial weights of the {name} do not fit the recipe's transformer: {error}") from error
+    return model.to(device)

@@ -1,0 +1,164 @@
+"""Self-forcing keeps the trainer's promises: resume equals uninterrupted, little is lost, only the generator is averaged."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small import small_model
+
+import distill.trainer
+from distill.latents import Walks
+from distill.self_forcing import FAKE, GENERATOR, SelfForcingRecipe, SelfForcingStage
+from distill.trainer import Deadline, phase
+from worldmodel.memory import MemoryConfig
+from worldmodel.sampling import SamplerConfig
+
+SHAPE = dict(
+    patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
+    rope_theta=100.0, prediction_type="sample",
+)  # fmt: skip
+
+
+def make_walks(clips=4, latents=6, channels=8):
+    g = torch.Generator().manual_seed(0)
+    frames = 1 + 4 * (latents - 1)
+    actions = torch.zeros(clips, frames, 13)
+    actions[..., 0] = 1
+    poses = torch.eye(4, dtype=torch.float64).repeat(clips, frames, 1, 1)
+    poses[:, :, 2, 3] = torch.arange(frames)
+    groups = torch.randn(clips, latents, channels, 4, 4, generator=g).half()
+    return Walks(groups, groups + 0.01, actions, poses, torch.arange(clips) % 2, torch.randn(2, 6, 16, generator=g))
+
+
+def make_stage(folder, **changes):
+    recipe = SelfForcingRecipe(
+        **dict(
+            transformer=SHAPE, memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2, 5.0, True), steps=9,
+            curriculum=((0.0, 4, 2), (0.5, 6, 1)), critic_per_generator=2, lr=1e-3, critic_lr=1e-3, warmup=1,
+        ) | changes
+    )  # fmt: skip
+    start, teacher = small_model(0), small_model(1)
+    return SelfForcingStage(
+        recipe, folder, make_walks(), make_walks(), start.autoencoder, torch.device("cpu"),
+        start.transformer.state_dict(), teacher.transformer.state_dict(),
+    )  # fmt: skip
+
+
+def weights(stage):
+    return {**stage.trainer.model.state_dict(), **{f"ema.{k}": v for k, v in stage.trainer.ema.weights.items()}}
+
+
+def stop_at(stage, step):
+    real = stage.trainer.loss
+
+    def loss(at):
+        if at == step:
+            real(at)  # leaves gradients behind, as an interrupted step would
+            raise KeyboardInterrupt
+        return real(at)
+
+    stage.trainer.loss = loss
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    whole = make_stage(tmp_path / "whole")
+    assert whole.trainer.run(Deadline(2))
+    first = make_stage(tmp_path / "cut")
+    stop_at(first, 5)  # a generator step, in the second phase
+    with pytest.raises(KeyboardInterrupt):
+        first.trainer.run(Deadline(2))
+    second = make_stage(tmp_path / "cut")
+    assert second.trainer.step == 5
+    assert second.trainer.run(Deadline(2))
+    want, got = weights(whole), weights(second)
+    assert all(torch.equal(want[k], got[k]) for k in want)
+    again = make_stage(tmp_path / "cut")  # of the finished run: both optimisers' states came back too
+    a, b = whole.trainer.optimisers.state_tensors(), again.trainer.optimisers.state_tensors()
+    assert {k.split(".")[0] for k in a} == {"0", "1"} and all(torch.equal(a[k], b[k]) for k in a)
+    finished = again.finish()
+    assert (tmp_path / "cut" / "model" / "config.json").exists()
+    assert all(torch.equal(v, again.trainer.ema.weights[k]) for k, v in finished.state_dict().items())
+    assert list((tmp_path / "cut").glob("sheet-000009.png"))
+
+
+def test_a_killed_run_loses_one_interval_at_most(tmp_path, monkeypatch):
+    """Steps of 50 s on a made clock, checkpoints every 120 s, and a death that saves nothing."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(distill.trainer, "time", clock)
+    stage = make_stage(tmp_path)
+    real, save, saved_at = stage.trainer.loss, stage.trainer.save, []
+
+    def loss(step):
+        if step == 7:
+            stage.trainer.save = lambda: None
+            raise KeyboardInterrupt
+        clock.now += 50
+        return real(step)
+
+    def timed():
+        saved_at.append(clock.now)
+        save()
+
+    stage.trainer.loss, stage.trainer.save = loss, timed
+    with pytest.raises(KeyboardInterrupt):
+        stage.trainer.run(Deadline(1000))
+    assert saved_at == [150, 300]
+    assert make_stage(tmp_path).trainer.step == 6
+
+
+def test_an_update_cut_in_the_middle_is_not_saved(tmp_path):
+    stage = make_stage(tmp_path)
+    step, count = stage.trainer.optimisers.step, iter(range(9))
+
+    def cut(factor, turn):
+        step(factor, turn)
+        if next(count) == 2:
+            raise KeyboardInterrupt  # the generator has moved, its average and the step number have not
+        stage.trainer.save()
+
+    stage.trainer.optimisers.step = cut
+    with pytest.raises(KeyboardInterrupt):
+        stage.trainer.run(Deadline(2))
+    again = make_stage(tmp_path)
+    assert all(torch.equal(v, again.trainer.ema.weights[k]) for k, v in again.generator.state_dict().items())
+
+
+def test_whose_turn_it_is(tmp_path):
+    """The fake score's turn leaves the generator and its average alone, the generator's turn the fake score; the teacher never moves."""
+    stage = make_stage(tmp_path, steps=3)
+    recipe = stage.recipe
+    assert [recipe.turn(s) for s in range(6)] == [FAKE, FAKE, GENERATOR] * 2
+    before, teacher = {k: v.clone() for k, v in weights(stage).items()}, {k: v.clone() for k, v in stage.real.state_dict().items()}
+    assert all(torch.equal(before[f"fake.{k}"], v) for k, v in teacher.items())  # the fake score starts as the teacher
+
+    def moved(prefix):
+        return any(not torch.equal(before[k], v) for k, v in weights(stage).items() if k.startswith(prefix))
+
+    stop_at(stage, 2)
+    with pytest.raises(KeyboardInterrupt):
+        stage.trainer.run(Deadline(2))
+    assert moved("fake.") and not moved("generator.") and not moved("ema.")
+    before = {k: v.clone() for k, v in weights(stage).items()}
+    stage = make_stage(tmp_path, steps=3)
+    stage.trainer.run(Deadline(2))
+    assert moved("generator.") and moved("ema.") and not moved("fake.")
+    assert all(torch.equal(teacher[k], v) for k, v in stage.real.state_dict().items())
+
+
+def test_replay_and_full_graph_train_alike(tmp_path):
+    stages = [make_stage(tmp_path / str(replay), replay=replay) for replay in (True, False)]
+    losses = [float(stage.loss(2)[0]) for stage in stages]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    a, b = (torch.cat([p.grad.flatten() for p in stage.generator.parameters()]) for stage in stages)
+    assert (a - b).norm() <= 1e-5 * b.norm() and b.norm() > 0
+    assert all(p.grad is None for stage in stages for p in (*stage.fake.parameters(), *stage.real.parameters()))
+
+
+def test_a_larger_teacher_and_refusals(tmp_path):
+    with pytest.raises(ValueError, match="of the score do not fit"):
+        make_stage(tmp_path, score={"num_layers": 3})
+    with pytest.raises(ValueError, match="1 or more"):
+        SelfForcingRecipe(critic_per_generator=0)
+    recipe = SelfForcingRecipe()
+    horizon = [phase(recipe.curriculum, s, recipe.steps)[0] for s in range(5, recipe.steps, 6)]
+    assert [horizon.count(n) for n in (21, 40, 80)] == [250, 150, 150]  # RELIC's generator steps of 5, 10 and 20 s
