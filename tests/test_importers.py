@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from distill.dataset import _encode, read_clip, stems
 from distill.importers.__main__ import main
-from distill.importers.pictures import PictureFiles, SourceError
+from distill.importers.pictures import PictureFiles, SourceError, VideoFile
 from distill.importers.recording import Cut, Recording, choose, crop_intrinsics, interpolate, make_clips
 from worldmodel.camera import integrate
 
@@ -98,7 +98,8 @@ def test_realestate10k_reprojects_from_a_longer_video(tmp_path):
     lines = [f"{round((lead + i) / fps * 1e6)} {lens} {' '.join(map(str, m[:3].reshape(-1)))}" for i, m in enumerate(w2c)]
     (tmp_path / "clip7.txt").write_text("https://www.example.org/watch?v=abc\n" + "\n".join(lines) + "\n")
     (tmp_path / "captions.json").write_text('{"clip7": "a  quiet\\nroom"}')
-    run("realestate10k", tmp_path / "clip7.txt", "--out", tmp_path / "out", "--size", 48, "--frames", 9, "--captions", tmp_path / "captions.json")
+    more = ("--size", 48, "--frames", 9, "--captions", tmp_path / "captions.json")
+    run("realestate10k", tmp_path / "clip7.txt", "--out", tmp_path / "out", *more)
     (stem,) = stems(tmp_path / "out")
     clip = read_clip(stem)
     assert clip.frames.shape == (9, 48, 48, 3) and clip.fps == 16 and clip.caption == "a quiet room"
@@ -151,6 +152,8 @@ def test_nerfstudio_reprojects(tmp_path):
     clip = read_clip(stems(tmp_path / "out")[0])
     assert clip.frames.shape[1:3] == (40, 64)
     assert_reprojects(clip, np.stack([x, -y, -z], -1))
+    ahead = np.linalg.inv(poses[0]) @ poses[:9]  # in order, and forwards is +Z now
+    np.testing.assert_allclose(clip.camera_to_world[:, :3, 3], ahead[:, :3, 3] * np.array([1, -1, -1]), atol=1e-6)
 
 
 def test_lingbot_reprojects(tmp_path):
@@ -196,6 +199,25 @@ def test_interpolation_keeps_the_ends_and_turns_evenly():
     np.testing.assert_allclose(got[[3, 4]], poses[[1, 1]], atol=1e-12)
     np.testing.assert_allclose(Rotation.from_matrix(got[2, :3, :3]).as_rotvec(), [0, 0.2, 0], atol=1e-12)
     np.testing.assert_allclose(got[2, :3, 3], [0.5, 0, -1])
+
+
+def test_videos_are_read_from_the_key_frame_before(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"g": "6", "crf": "0", "preset": "ultrafast", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(25):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    video = VideoFile(tmp_path / "v.mp4")
+    assert video.size == (32, 32) and len(video) == 25
+    np.testing.assert_allclose(video.times, np.arange(25) / 30, atol=1e-4)
+    shown = [np.asarray(p).mean() / 10 for p in video.read([8, 14, 15, 23])]
+    np.testing.assert_allclose(shown, [8, 14, 15, 23], atol=0.3)
+    (tmp_path / "not.mp4").write_text("a film")
+    with pytest.raises(SourceError, match="no video that FFmpeg can read"):
+        VideoFile(tmp_path / "not.mp4")
 
 
 def recording(tmp_path, fps, frames=13):

@@ -143,7 +143,7 @@ def make_clips(recording: Recording, cut: Cut, skip: frozenset[int] = frozenset(
         at = pictures.times[mine]
         lens = np.stack([np.interp(at, recording.times, recording.intrinsics[:, i]) for i in range(4)], -1)
         if np.ptp(lens[:, :2], axis=0).max() > _ZOOM * lens[:, :2].min():
-            raise SourceError(f"{recording.name}: the lens zooms between {at[0]:.1f} s and {at[-1]:.1f} s, and a clip has one focal length.")
+            raise SourceError(f"{recording.name}: the lens zooms between {at[0]:.1f} and {at[-1]:.1f} s; a clip has one focal length.")
         poses = interpolate(recording.times, world, at)
         moved = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=-1)
         step = float(moved[moved > _STILL].mean()) if (moved > _STILL).any() else 1.0
