@@ -36,7 +36,7 @@ class Walks:
         poses: float64 [N, 1+4(T-1), 4, 4], camera-to-world, translations in steps.
         prompt: int64 [N], rows of `text`.
         text: float32 [P, L, D].
-        balance: how much rare actions are preferred in drawing, 0 (every window alike) to 1 (see `window_weights`).
+        balance: how much windows with rare actions are preferred in drawing; 0: every window alike (see `window_weights`).
     """
 
     groups: Tensor
@@ -106,8 +106,8 @@ def window_weights(actions: Tensor, latents: int, balance: float) -> Tensor:
     action sampling; how is not stated).
 
     An action that is active in a share f of all action frames counts ``1 / f``; a window weighs the mean of that over its
-    action frames, to the power of `balance`. Where every window holds one action, 1 makes all shares equal; actions that come
-    together cannot be drawn apart.
+    action frames, to the power of `balance`. Where every window holds one action, 1 makes all shares equal; windows that mix
+    actions differ less, and take more (2) for the same.
     """
     counts = window_counts(actions, latents)
     frequency = counts.sum((0, 1))

@@ -27,7 +27,7 @@ class DataRecipe:
     workers: int = 2
     folder: str = ""  # a folder of posed clips of one's own (`distill.importers`) to train on; nothing is rendered then
     palindrome: float = 0.0  # share of the training clips encoded as walks there and back
-    balance: float = 0.0  # how much windows with rare actions are preferred in drawing, 0 to 1
+    balance: float = 0.0  # how much windows with rare actions are preferred in drawing; 0: not at all
 
 
 @dataclass(frozen=True)
