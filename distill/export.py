@@ -1,7 +1,7 @@
 """A run's weights as a model that ships: ``python -m distill.export RUN --out worldmodel/weights/tiny``.
 
 Writes transformer and autoencoder as float16 safetensors, the model's description, the embeddings of the prompts that it was
-trained on, and a gallery of start pictures.
+trained on, and a gallery of start pictures: of the rendered worlds, or of held-out clips where the recipe has a `data.folder`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distill.dataset import read_clip
 from distill.recipe import RecipeError, load_recipe
 from distill.scenes import GALLERY_SEEDS, build_scene, family_of, render
+from distill.train import clip_files
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.text import TextEncoder
@@ -44,12 +46,24 @@ def write_gallery(folder: Path, size: tuple[int, int]) -> list[str]:
     return [e["prompt"] for e in entries]
 
 
+def write_clip_gallery(folder: Path, clips: list[Path]) -> list[str]:
+    """The same from the first frames of posed clips; their files' names are the places' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for stem in clips:
+        clip = read_clip(stem)
+        Image.fromarray(clip.frames[0]).save(folder / f"{stem.name}.png", optimize=True)
+        entries.append({"name": stem.name, "family": "clips", "prompt": clip.caption, "image": f"{stem.name}.png"})
+    (folder / "gallery.json").write_text(json.dumps(entries, indent=1) + "\n")
+    return [e["prompt"] for e in entries]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m distill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a training run")
-    parser.add_argument("--recipe", default="tiny")
+    parser.add_argument("--recipe", default="tiny", help="the recipe of the run: a name or a path to a YAML file")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
@@ -62,7 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     config = ModelConfig(recipe.name, size, 16, recipe.causal.chunk, recipe.causal.memory, recipe.causal.sampler)
     encoder = TextEncoder(config.text)
     WorldModel(transformer, autoencoder, encoder, config).save_pretrained(args.out)
-    prompts = sorted({*write_gallery(args.out / "gallery", size), *(build_scene(s).caption for s in GALLERY_SEEDS)})
+    if recipe.data.folder:
+        held_out = clip_files(recipe, args.run)[-max(1, recipe.data.held_out) :]
+        prompts = sorted(set(write_clip_gallery(args.out / "gallery", held_out[: len(GALLERY)])))
+    else:
+        prompts = sorted({*write_gallery(args.out / "gallery", size), *(build_scene(s).caption for s in GALLERY_SEEDS)})
     encoder.remember(prompts).save(args.out / "prompts.safetensors")
     total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"{args.out}: {total / 1e6:.1f} MB of weights")

@@ -25,6 +25,9 @@ class DataRecipe:
     level: float = 1.0
     autoencoder_clips: int = 480  # clips whose frames the autoencoder trains on; it starts when these are rendered
     workers: int = 2
+    folder: str = ""  # a folder of posed clips of one's own (`distill.importers`) to train on; nothing is rendered then
+    palindrome: float = 0.0  # share of the training clips encoded as walks there and back
+    balance: float = 0.0  # how much windows with rare actions are preferred in drawing; 0: not at all
 
 
 @dataclass(frozen=True)

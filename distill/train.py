@@ -1,13 +1,14 @@
 """The whole run in time slices: ``python -m distill.train tiny --out DIR --minutes 9``.
 
 Renders or reuses the data, trains the stage that is due, saves, and stops by itself; the same command goes on from there.
-Everything lies under DIR: ``data/`` (posed clips), ``autoencoder/``, ``walks/`` (encoded clips), ``causal/`` and, from the
-first causal slice on, ``model/``, which `WorldModel.from_pretrained` loads.
+Everything lies under DIR: ``data/`` (posed clips, unless the recipe names a `data.folder`), ``autoencoder/``, ``walks/`` (encoded
+clips) and ``causal/``; from the first causal slice on `distill.export` makes of it what `WorldModel.from_pretrained` loads.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from distill.autoencoder import AutoencoderStage
 from distill.causal import CausalStage
-from distill.dataset import read_clip
+from distill.dataset import paths, read_clip, stems
 from distill.latents import encode_clips, load_walks
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes.__main__ import parse_seeds
@@ -37,14 +38,15 @@ class Renderer:
         d = recipe.data
         self.folder, self.clips = folder, d.clips
         self.process = None
-        if missing(folder, d.clips):
+        self.needed = not d.folder
+        if self.needed and missing(folder, d.clips):
             command = [sys.executable, "-m", "distill.scenes", "--out", str(folder), "--seeds", d.seeds, "--clips", str(d.clips)]
             command += ["--frames", str(d.frames), "--size", str(d.size), "--level", str(d.level), "--workers", str(d.workers)]
             self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def wait_for(self, clips: int, deadline: Deadline) -> bool:
         """Wait until clips 1..`clips` are there; False at the deadline."""
-        todo = len(missing(self.folder, clips))
+        todo = len(missing(self.folder, clips)) if self.needed else 0
         if not todo:
             return True
         with tqdm(total=clips, initial=clips - todo, desc="render", unit="clip") as bar:
@@ -63,16 +65,32 @@ class Renderer:
             self.process.wait()
 
 
-def frame_pool(folder: Path, clips: range, cache: Path) -> np.ndarray:
+def clip_files(recipe: Recipe, out: Path) -> list[Path]:
+    """Path stems of the clips in order: the rendered ones, there already or not, or those of `data.folder`."""
+    d = recipe.data
+    if not d.folder:
+        Settings(parse_seeds(d.seeds), d.frames, d.size, d.level)  # refuses reserved seeds before anything is written
+        return [clip_stem(out / "data", i) for i in range(1, d.clips + 1)]
+    found = stems(d.folder)[: d.clips]
+    if len(found) < d.held_out + 2:
+        raise RecipeError(f"{d.folder} has {len(found)} clips; data.held_out={d.held_out} needs at least {d.held_out + 2}.")
+    for stem in found:
+        facts = json.loads(paths(stem)[2].read_text())
+        if (shape := [facts[k] for k in ("num_frames", "height", "width")]) != [d.frames, d.size, d.size]:
+            raise RecipeError(f"{stem} has {shape[0]} frames of {shape[1]}x{shape[2]}, not data.frames={d.frames} of data.size={d.size}.")
+    return found
+
+
+def frame_pool(clips: list[Path], cache: Path) -> np.ndarray:
     """Frames uint8 [N, F, H, W, 3] of clips, decoded once into a memory-mapped file."""
-    path = cache / f"frames-{clips.start}-{clips.stop}.npy"
+    path = cache / f"frames-1-{len(clips) + 1}.npy"
     if not path.exists():
-        first = read_clip(clip_stem(folder, clips.start)).frames
+        first = read_clip(clips[0]).frames
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         pool = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(clips), *first.shape))
-        for i, index in enumerate(tqdm(clips, desc="decode", unit="clip", mininterval=5)):
-            pool[i] = read_clip(clip_stem(folder, index)).frames
+        for i, stem in enumerate(tqdm(clips, desc="decode", unit="clip", mininterval=5)):
+            pool[i] = read_clip(stem).frames
         pool.flush()
         part.rename(path)
     return np.load(path, mmap_mode="r")
@@ -90,10 +108,9 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, s
     `start_from` is a model's folder: its autoencoder is used as it is, and the causal model starts from its transformer.
     """
     d = recipe.data
-    Settings(parse_seeds(d.seeds), d.frames, d.size, d.level)  # refuses reserved seeds before anything is written
-    data = out / "data"
-    trained, held = range(1, d.clips - d.held_out + 1), range(d.clips - d.held_out + 1, d.clips + 1)
-    renderer = Renderer(data, recipe)
+    clips = clip_files(recipe, out)
+    trained, held = range(len(clips) - d.held_out), range(len(clips) - d.held_out, len(clips))
+    renderer = Renderer(out / "data", recipe)
     try:
         # 1. autoencoder
         done = out / "autoencoder" / "model"
@@ -102,8 +119,8 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, s
         if not done.exists():
             if not renderer.wait_for(d.autoencoder_clips, deadline):
                 return False
-            pool = frame_pool(data, range(1, d.autoencoder_clips + 1), out / "autoencoder")
-            split = max(1, d.autoencoder_clips // 20)
+            pool = frame_pool(clips[: d.autoencoder_clips], out / "autoencoder")
+            split = max(1, len(pool) // 20)
             stage = AutoencoderStage(recipe.autoencoder, out / "autoencoder", pool[:-split], pool[-split:], device)
             if not stage.trainer.run(deadline):
                 return False
@@ -114,12 +131,13 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, s
         if not (out / "walks" / "done").exists():
             if not renderer.wait_for(d.clips, deadline):
                 return False
-            for name, indices in (("train", trained), ("held_out", held)):
-                encode_clips(autoencoder, lambda i: read_clip(clip_stem(data, i)), indices, out / "walks" / name, device)
+            for name, indices, turned in (("train", trained, d.palindrome), ("held_out", held, 0.0)):
+                encode_clips(autoencoder, lambda i: read_clip(clips[i]), indices, out / "walks" / name, device, turned)
             (out / "walks" / "done").touch()
 
         # 3. the causal world model
-        walks, held_out = load_walks(out / "walks" / "train", embed_prompts), load_walks(out / "walks" / "held_out", embed_prompts)
+        walks = load_walks(out / "walks" / "train", embed_prompts, d.balance)
+        held_out = load_walks(out / "walks" / "held_out", embed_prompts)
         init = None
         if start_from is not None:
             init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
