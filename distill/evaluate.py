@@ -120,7 +120,8 @@ def sheet(pairs: list[tuple[np.ndarray, np.ndarray]], columns: int = 7) -> np.nd
 def markdown(results: dict) -> str:
     out = [f"Model `{results['model']}`, {results['steps']} denoising steps. PSNR in dB against rendered truth.", ""]
     out += [
-        f"Autoencoder on reserved views of the gallery worlds: **{results['autoencoder']['psnr']} dB** ({results['autoencoder']['frames']} frames).",
+        f"Autoencoder on reserved views of the gallery worlds: **{results['autoencoder']['psnr']} dB** "
+        f"({results['autoencoder']['frames']} frames).",
         "",
     ]
     for name in ("gallery worlds, reserved views", "unseen worlds"):

@@ -42,7 +42,8 @@ def toy_scene(seed: int) -> Scene:
         else:
             mesh.cylinder((x, y, z), 0.4, 5, (0.4, 0.3, 0.2))
             colliders.append(Cylinder(x, y, 0.4, z - 1, z + 5))
-    return Scene("toy", f"Toy hills, number {seed}.", mesh, Sky((0.2, 0.4, 0.9), (0.8, 0.9, 1.0), clouds=6, sun_glow=0.5), colliders, ground, bounds=(-25, 25, -25, 25))
+    sky = Sky((0.2, 0.4, 0.9), (0.8, 0.9, 1.0), clouds=6, sun_glow=0.5)
+    return Scene("toy", f"Toy hills, number {seed}.", mesh, sky, colliders, ground, bounds=(-25, 25, -25, 25))
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +66,9 @@ def test_same_pose_same_pixels_also_after_other_scenes():
         other.frame(poses[0])
         other.at((32, 32), supersample=1).frame(poses[1])
     others[0].close()
-    assert all(np.array_equal(a, first.frame(p)) for a, p in zip(before, poses))
+    assert all(np.array_equal(a, first.frame(p)) for a, p in zip(before, poses, strict=True))
     again = Renderer(toy_scene(1), SIZE)
-    assert all(np.array_equal(a, again.frame(p)) for a, p in zip(before, poses))
+    assert all(np.array_equal(a, again.frame(p)) for a, p in zip(before, poses, strict=True))
     assert before[0].shape == (*SIZE, 3) and before[0].dtype == np.uint8
     assert not np.array_equal(before[0], before[1])
 
@@ -96,7 +97,8 @@ def test_depth_agrees_with_ray_casting():
     assert np.array_equal(picture, renderer.frame(pose))
     fx, fy, cx, cy = intrinsics_from_fov(70.0, (height, width))
     ys, xs = np.meshgrid(np.arange(2, height, 5), np.arange(2, width, 5), indexing="ij")
-    rays = np.stack([((xs + 0.5) / width - cx) / fx, ((ys + 0.5) / height - cy) / fy, np.ones(xs.shape)], -1).reshape(-1, 3) @ pose[:3, :3].T
+    rays = np.stack([((xs + 0.5) / width - cx) / fx, ((ys + 0.5) / height - cy) / fy, np.ones(xs.shape)], -1)
+    rays = rays.reshape(-1, 3) @ pose[:3, :3].T
     expected = ray_depth(scene.mesh.triangles, pose[:3, 3], rays).reshape(xs.shape)
     got = depth[ys, xs]
     far = expected > renderer.depth_range

@@ -100,7 +100,8 @@ def _bench(args: argparse.Namespace) -> int:
     model = _load(args)
     rows = [measure(model, s, args.chunks, progress=lambda m: print(m, file=sys.stderr)) for s in args.history]
     print(
-        f"{model.fingerprint}, {model.size[0]}x{model.size[1]}, {model.config.sampler.steps} steps, {model.device}, {torch.get_num_threads()} threads"
+        f"{model.fingerprint}, {model.size[0]}x{model.size[1]}, {model.config.sampler.steps} steps, {model.device}, "
+        f"{torch.get_num_threads()} threads"
     )
     print(table(rows))
     if args.json:

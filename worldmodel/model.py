@@ -281,7 +281,8 @@ def find_model(name_or_path: str | Path) -> Path:
                 f"No model {name_or_path!r}: it is no folder here, and the hub did not give it ({type(error).__name__})."
             ) from error
     raise ModelError(
-        f"There is no model {str(name_or_path)!r}. Packaged models: {', '.join(packaged) or 'none'}; or give a folder or a hub id (user/name)."
+        f"There is no model {str(name_or_path)!r}. Packaged models: {', '.join(packaged) or 'none'}; "
+        "or give a folder or a hub id (user/name)."
     )
 
 

@@ -30,7 +30,7 @@ def barn(rng: np.random.Generator, colour: Colour, lit: bool) -> Part:
     mesh.box((0, 0, h / 2), (w, d, h), colour)
     roof = (0.30, 0.32, 0.38)
     profile = [(-d / 2 - 0.4, h - 0.2), (-d / 3.2, h + 2.0), (0, h + 3.1), (d / 3.2, h + 2.0), (d / 2 + 0.4, h - 0.2)]
-    for i, ((x0, z0), (x1, z1)) in enumerate(itertools.pairwise(profile)):  # ridge along y, front towards -y
+    for (x0, z0), (x1, z1) in itertools.pairwise(profile):  # ridge along y, front towards -y
         x0, x1 = x0 * w / d, x1 * w / d
         for back, lower in ((1, 0.0), (-1, 0.2)):
             quad = [(x0, -d / 2 - 0.5, z0 - lower), (x0, d / 2 + 0.5, z0 - lower), (x1, d / 2 + 0.5, z1 - lower), (x1, -d / 2 - 0.5, z1 - lower)]

@@ -96,8 +96,8 @@ def random_plan(rng: np.random.Generator) -> Plan:
     landmarks = [(main, hues[0], side, 15.0)]
     if STYLES[style].broken == 0:
         landmarks.append(("gate", hues[1], (side + float(rng.choice([90, 180, 270]))) % 360, 19.0))
-    free = [a for a in side + 55 + np.arange(len(names)) * (250 / max(1, len(names) - 1)) + rng.uniform(-8, 8, len(names))]
-    for name, azimuth, hue in zip(names, rng.permutation(free), hues[2:]):
+    free = list(side + 55 + np.arange(len(names)) * (250 / max(1, len(names) - 1)) + rng.uniform(-8, 8, len(names)))
+    for name, azimuth, hue in zip(names, rng.permutation(free), hues[2:], strict=False):
         landmarks.append((name, {"giant_fir": "green", "camp_fire": "orange"}.get(name, hue), float(azimuth), float(rng.uniform(8, 14))))
     return Plan(style, str(rng.choice(hours.HOURS)), float(rng.uniform(0, 360)), tuple(hues[4:8]), tuple(hues[:4]), tuple(landmarks), str(rng.choice(["cross", "checker", "rings"])))
 

@@ -339,7 +339,7 @@ def pool(mesh: Mesh, rng: np.random.Generator, x: float, y: float, radius: float
     rings = [(1.0, z, colour), (0.66, z, shade(colour, 0.93)), (0.33, z, shade(colour, 0.86))]
     if shore is not None:
         rings = [(1 + 1.6 / radius, z - 0.03, shore)] + rings
-    for (outer, z_out, tone), (inner, _, _) in zip(rings, rings[1:] + [(0.0, z, colour)]):
+    for (outer, z_out, tone), (inner, _, _) in zip(rings, rings[1:] + [(0.0, z, colour)], strict=True):
         inner = inner if tone is not shore else 0.9
         ring = np.column_stack([edge * outer + (x, y), np.full(sides, z_out)])
         within = np.column_stack([edge * inner + (x, y), np.full(sides, z_out)])

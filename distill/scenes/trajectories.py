@@ -46,7 +46,7 @@ def random_script(rng: np.random.Generator, frames: int, level: float = 1.0, kin
 
 def script_text(actions: list[Action]) -> str:
     """The script (`worldmodel.actions.parse_script`) of actions; magnitudes other than 1 are not expressed."""
-    names = ["+".join(n for n, m in zip(ACTION_NAMES, a.magnitudes) if m and n != "static") or "." for a in actions]
+    names = ["+".join(n for n, m in zip(ACTION_NAMES, a.magnitudes, strict=True) if m and n != "static") or "." for a in actions]
     return " ".join(f"{name}*{len(list(run))}" for name, run in groupby(names))
 
 
