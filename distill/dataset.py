@@ -10,17 +10,21 @@ A data set is a folder of same-stem triples and one index::
     clip000001.json        caption, fps, num_frames, height, width, seed, start
     metadata.jsonl         one line per clip: file_name and the same fields
 
-The folder loads as a `datasets` VideoFolder; the same files in a tar load as a WebDataset shard.
+The folder loads as a `datasets` VideoFolder; the same files in a tar load as a WebDataset shard. Where PyAV is not installed,
+clips are read and written with clip000001.npy, the frames as they are (uint8 [F, H, W, 3]), in the place of the video.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+VIDEO = ".mp4" if importlib.util.find_spec("av") else ".npy"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Clip:
 def paths(stem: str | Path) -> tuple[Path, Path, Path]:
     """The three files of a clip: video, camera, description."""
     stem = str(stem)
-    return Path(f"{stem}.mp4"), Path(f"{stem}.camera.npz"), Path(f"{stem}.json")
+    return Path(f"{stem}{VIDEO}"), Path(f"{stem}.camera.npz"), Path(f"{stem}.json")
 
 
 def write_clip(stem: str | Path, clip: Clip, crf: int = 6, **extra) -> dict:
@@ -84,7 +88,7 @@ def stems(folder: str | Path) -> list[Path]:
 
 def write_index(folder: str | Path) -> int:
     """(Re)write metadata.jsonl from the complete clips in `folder`; returns their number."""
-    rows = [json.dumps({"file_name": f"{stem.name}.mp4", **json.loads(paths(stem)[2].read_text())}) for stem in stems(folder)]
+    rows = [json.dumps({"file_name": f"{stem.name}{VIDEO}", **json.loads(paths(stem)[2].read_text())}) for stem in stems(folder)]
     _replace(Path(folder) / "metadata.jsonl", lambda path: path.write_text("".join(row + "\n" for row in rows)))
     return len(rows)
 
@@ -108,6 +112,9 @@ def _save_camera(path: Path, clip: Clip) -> None:
 
 
 def _encode(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
+    if path.suffix == ".npy":
+        np.save(path, frames)
+        return
     from fractions import Fraction
 
     import av
@@ -123,6 +130,8 @@ def _encode(path: Path, frames: np.ndarray, fps: float, crf: int) -> None:
 
 
 def _decode(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path)
     import av
     from av.video.reformatter import VideoReformatter
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,17 +97,26 @@ def frame_pool(clips: list[Path], cache: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def embed_prompts(prompts: list[str]) -> torch.Tensor:
-    from worldmodel.text import TextEncoder
-
-    return TextEncoder().encode(prompts)
+PROMPTS = Path(__file__).parents[1] / "prompts.safetensors"  # lies there in a bundle (`distill.bundle`)
 
 
-def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None) -> bool:
+def embed_prompts(prompts: list[str], known: Path | None = None) -> torch.Tensor:
+    """float32 [P, L, D]; a prompt that the cache `known` (default: the bundle's) has needs no language model."""
+    from worldmodel.text import PromptCache, TextEncoder
+
+    known = known or (PROMPTS if PROMPTS.exists() else None)
+    return TextEncoder(cache=None if known is None else PromptCache.load(known)).encode(prompts)
+
+
+def train(
+    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None
+) -> bool:
     """One slice; returns whether the whole recipe is done.
 
     `start_from` is a model's folder: its autoencoder is used as it is, and the causal model starts from its transformer.
+    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`).
     """
+    embed = partial(embed_prompts, known=prompts)
     d = recipe.data
     clips = clip_files(recipe, out)
     trained, held = range(len(clips) - d.held_out), range(len(clips) - d.held_out, len(clips))
@@ -136,8 +146,8 @@ def train(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, s
             (out / "walks" / "done").touch()
 
         # 3. the causal world model
-        walks = load_walks(out / "walks" / "train", embed_prompts, d.balance)
-        held_out = load_walks(out / "walks" / "held_out", embed_prompts)
+        walks = load_walks(out / "walks" / "train", embed, d.balance)
+        held_out = load_walks(out / "walks" / "held_out", embed)
         init = None
         if start_from is not None:
             init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
@@ -156,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="name of a recipe (tiny) or a path to a YAML file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same folder goes on")
     parser.add_argument("--from", dest="start_from", type=Path, help="folder of a model to go on from, for example worldmodel/weights/tiny")
+    parser.add_argument("--prompts", type=Path, help="embeddings of the captions, where there is no language model (distill.bundle writes it)")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of this slice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
@@ -166,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         recipe = load_recipe(args.recipe, args.set)
-        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device), args.start_from)
+        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device), args.start_from, args.prompts)
     except (RecipeError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
