@@ -36,11 +36,11 @@ from distill.scenes.__main__ import parse_seeds
 from distill.slim import slim_wheel
 from worldmodel.text import PromptCache, TextEncoder, TextError
 
-ROOTS = ("diffusers", "matplotlib", "numpy", "omegaconf", "panda3d", "pillow", "safetensors", "tqdm")
-"""What training imports, apart from torch."""
+ROOTS = ("diffusers", "matplotlib", "numpy", "omegaconf", "packaging", "panda3d", "pillow", "pyyaml", "safetensors", "tqdm")
+"""What training imports, apart from torch; diffusers imports packaging and pyyaml without asking for them."""
 HAVE = (
-    "accelerate", "filelock", "huggingface-hub", "matplotlib", "numpy", "pillow", "pyyaml", "regex", "requests", "safetensors",
-    "torch", "tqdm", "transformers",
+    "accelerate", "filelock", "huggingface-hub", "matplotlib", "numpy", "packaging", "pillow", "pyyaml", "regex", "requests",
+    "safetensors", "torch", "tqdm", "transformers",
 )  # fmt: skip
 """Packages that are taken to be on the machine; what they need is taken to be there too."""
 REPO = Path(__file__).parents[1]
@@ -85,31 +85,30 @@ def missing_packages(have: Iterable[str], python: str = "3.12", roots: Iterable[
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError as error:
-            raise BundleError(f"{name} is needed on the other machine and not installed here: pip install {name}, or add it to --have.") from error
+            raise BundleError(f"{name} is needed there and not installed here: pip install {name}, or add it to --have.") from error
         needs = [Requirement(line) for line in metadata.requires(name) or []]
         todo += [need.name for need in needs if need.marker is None or need.marker.evaluate(target)]
     return dict(sorted(found.items()))
 
 
-def download_wheel(name: str, version: str, python: str, folder: Path) -> Path:
-    """One wheel for CPython `python` on Linux x86-64, into `folder`; BundleError with pip's words if there is none."""
-    folder.mkdir(parents=True)
-    platforms = ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in range(5, 29))]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
-    command += ["--python-version", python, *(x for p in platforms for x in ("--platform", p)), "--dest", str(folder), f"{name}=={version}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BundleError(f"pip has no wheel of {name} {version} for Python {python}: {done.stderr.strip()}")
-    return next(folder.glob("*.whl"))
-
-
 def bundle_wheels(packages: dict[str, str], python: str, folder: Path) -> None:
-    """Download `packages` into `folder`, panda3d slimmed."""
+    """Download wheels of `packages` (name -> version) for CPython `python` on Linux x86-64 into `folder`, panda3d slimmed.
+
+    BundleError with pip's words if one does not exist.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    platforms = ["manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64", *(f"manylinux_2_{n}_x86_64" for n in range(5, 29))]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
+    command += ["--python-version", python, *(x for p in platforms for x in ("--platform", p))]
     with tempfile.TemporaryDirectory() as scratch:
-        for name, version in tqdm(packages.items(), desc="wheels", unit="wheel"):
-            wheel = download_wheel(name, version, python, Path(scratch) / name)
-            if name == "panda3d":
+        done = subprocess.run(
+            [*command, "--dest", scratch, *(f"{name}=={version}" for name, version in packages.items())],
+            stdout=sys.stderr, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            raise BundleError(f"pip did not find all wheels for Python {python}: {done.stderr.strip()}")
+        for wheel in sorted(Path(scratch).glob("*.whl")):
+            if wheel.name.lower().startswith("panda3d-"):
                 slim_wheel(wheel, folder)
             else:
                 shutil.move(wheel, folder)
@@ -179,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     total = sum(table.values())
     print("\n".join(f"{size:8.2f} MB  {name}" for name, size in [*table.items(), ("in all", total)]))
     if total > args.limit:
-        parser.exit(1, f"That is more than --limit {args.limit:g} MB: choose fewer --seeds, leave out --weights or --also, or --have more.\n")
+        parser.exit(1, f"That is more than --limit {args.limit:g} MB: fewer --seeds, no --weights or --also, or more in --have.\n")
     print(f"On the other machine: sh {args.out.name}/run.sh distill.train tiny --out RUN --minutes 9")
     return 0
 

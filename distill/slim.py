@@ -24,7 +24,7 @@ KEPT = re.compile(
     r"|[^/]+\.dist-info/(METADATA|WHEEL|LICENSE.*|licenses/.*)"
 )
 """Files of the wheel that rendering in software needs."""
-UNLINKED = {"libX11.so.6": re.compile(rb"X[A-Zwu]"), "libCg.so": re.compile(rb"cg[A-Z]")}
+UNLINKED = {"libX11.so.6": re.compile(rb"X[A-Za-z]"), "libCg.so": re.compile(rb"cg[A-Z]")}
 """Libraries that are left out, and the beginning of their functions' names (C++ names begin with _Z)."""
 BUILD = "1slim"
 

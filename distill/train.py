@@ -116,7 +116,7 @@ def train(
     `start_from` is a model's folder: its autoencoder is used as it is, and the causal model starts from its transformer.
     `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`).
     """
-    embed = partial(embed_prompts, known=prompts)
+    embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
     d = recipe.data
     clips = clip_files(recipe, out)
     trained, held = range(len(clips) - d.held_out), range(len(clips) - d.held_out, len(clips))
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="name of a recipe (tiny) or a path to a YAML file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same folder goes on")
     parser.add_argument("--from", dest="start_from", type=Path, help="folder of a model to go on from, for example worldmodel/weights/tiny")
-    parser.add_argument("--prompts", type=Path, help="embeddings of the captions, where there is no language model (distill.bundle writes it)")
+    parser.add_argument("--prompts", type=Path, help="embeddings of the captions, for where no language model is (distill.bundle)")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of this slice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
