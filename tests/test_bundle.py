@@ -16,7 +16,7 @@ import torch
 
 import distill.bundle as bundle
 import distill.dataset as dataset
-from distill.slim import BUILD, slim_files, slim_wheel, unlink_libraries
+from distill.slim import BUILD, KEPT, slim_files, slim_wheel, unlink_libraries
 from distill.train import embed_prompts
 from worldmodel.text import PromptCache, TextConfig, TextEncoder, TextError
 
@@ -45,7 +45,7 @@ def test_a_slimmed_panda3d_draws_the_same_pixels_without_x11_and_cg(tmp_path):
     installed = metadata.distribution("panda3d")
     files = [(str(f), installed.locate_file(f)) for f in installed.files if f.suffix != ".pyc"]
     size = 0
-    for name, content in slim_files((n, p.read_bytes()) for n, p in files if p.is_file()):
+    for name, content in slim_files((n, p.read_bytes()) for n, p in files if KEPT.fullmatch(n)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
         size += len(content)
@@ -115,6 +115,22 @@ def test_prompts_of_the_bundle_need_no_language_model(tmp_path, monkeypatch):
     with pytest.raises(TextError):
         embed_prompts(["somewhere else"])
     assert PromptCache.load(path).prompts == captions
+
+
+def test_run_installs_once_and_starts_the_module(tmp_path):
+    bundle.copy_source(tmp_path)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "x.whl").touch()
+    python = tmp_path / "python"  # stands for Python: writes down how it is called, and makes pip's --target
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH|$*"\ncase "$*" in *"pip install"*) mkdir "$here/site.part";; esac\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "here": str(tmp_path)}
+    calls = []
+    for _ in range(2):
+        command = ["sh", str(tmp_path / "run.sh"), "distill.train", "tiny", "a b"]
+        calls += subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(calls) == 3 and "--no-index" in calls[0] and calls[0].endswith(f"{tmp_path}/wheels/x.whl")
+    assert calls[1] == calls[2] == f"{tmp_path}:{tmp_path}/site|-m distill.train tiny a b"
 
 
 def test_source_and_sizes(tmp_path):
