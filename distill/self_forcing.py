@@ -60,9 +60,8 @@ class SelfForcingRecipe:
         if self.critic_per_generator < 1:
             raise ValueError(f"critic_per_generator is 1 or more, got {self.critic_per_generator}.")
 
-    @property
-    def roll_out(self) -> RollOutConfig:
-        return RollOutConfig(self.memory, self.sampler, self.chunk)
+    def roll_out(self, autoencoder: VideoAutoencoder) -> RollOutConfig:
+        return RollOutConfig(self.memory, self.sampler, self.chunk, autoencoder)
 
     def turn(self, step: int) -> int:
         """Which optimiser steps: the fake score's `critic_per_generator` times, then the generator's once."""
@@ -113,7 +112,7 @@ class SelfForcingStage:
         noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out, seed, exit_step, graph)
+        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
@@ -126,7 +125,7 @@ class SelfForcingStage:
     def sample(self, folder: Path) -> dict[str, Any]:
         """Roll-outs of held-out clips beside ground truth, and their PSNR."""
         path = folder / f"sheet-{self.trainer.step:06d}.png"
-        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out, path)
+        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out(self.autoencoder), path)
 
     def finish(self) -> CausalWorldTransformer:
         """The averaged generator, saved under `folder`/model."""

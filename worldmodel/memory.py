@@ -95,11 +95,10 @@ class TrainingLayout:
 
     Keys are all T*N full-resolution tokens, followed by the pooled tokens of `pooled`: pairs (factor, latent frames).
     `mask` [T*N, T*N + P] is True where a query may look; `pooled_positions` [P, 3]. `times` [T] is when each latent frame of
-    the input is, `previous` [T] which one of the input is the last before its chunk (-1: none).
+    the input is.
     """
 
     times: Tensor
-    previous: Tensor
     mask: Tensor
     pooled: tuple[tuple[int, Tensor], ...]
     pooled_positions: Tensor
@@ -137,7 +136,7 @@ def training_layout(config: MemoryConfig, latents: int, grid: tuple[int, int], c
         pooled.append((factor, index.to(device)))
         positions.append(token_positions(index, grid, factor))
     positions = torch.cat(positions) if positions else torch.zeros(0, 3, dtype=torch.float64)
-    return TrainingLayout(times, start - 1, torch.cat(mask, 1).to(device), tuple(pooled), positions)
+    return TrainingLayout(times, torch.cat(mask, 1).to(device), tuple(pooled), positions)
 
 
 @lru_cache(maxsize=64)
@@ -148,10 +147,10 @@ def teacher_forcing_layout(config: MemoryConfig, latents: int, grid: tuple[int, 
     clean = training_layout(config, latents, grid, chunk, device)
     tokens = latents * grid[0] * grid[1]
     full, pooled = clean.mask[:, :tokens], clean.mask[:, tokens:]
-    start = (clean.previous + 1).repeat_interleave(grid[0] * grid[1]).to(device)
-    own = start[:, None] == start  # same chunk
+    index = (clean.times + chunk - 1) // chunk  # of each latent frame's chunk
+    own = (index[:, None] == index).repeat_interleave(grid[0] * grid[1], 0).repeat_interleave(grid[0] * grid[1], 1).to(device)
     mask = torch.cat([torch.cat([full, torch.zeros_like(full), pooled], 1), torch.cat([full & ~own, own, pooled], 1)])
-    return replace(clean, times=clean.times.repeat(2), previous=clean.previous.repeat(2), mask=mask)
+    return replace(clean, times=clean.times.repeat(2), mask=mask)
 
 
 @dataclass
@@ -186,8 +185,6 @@ class CompressedMemory:
         self._rotated_for: tuple | None = None
         self.count = 0
         """Latent frames written so far."""
-        self.latest: Tensor | None = None
-        """The last latent frame written [B, C, h, w], for models that move it (`latent_warp`)."""
 
     def _capacity(self) -> int:
         cfg, past = self.config, self.config.horizon
@@ -214,8 +211,8 @@ class CompressedMemory:
         return torch.arange(self.count, self.count + latents) - self.time_offset
 
     @torch.no_grad()
-    def write(self, keys: list[Tensor], values: list[Tensor], latest: Tensor | None = None) -> None:
-        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE; `latest` is the last of them."""
+    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
         n = self.tokens_per_latent
         latents = keys[0].shape[1] // n
         at = self.num_tokens
@@ -224,7 +221,6 @@ class CompressedMemory:
             self.values[layer, :, :, at : at + latents * n] = v.transpose(1, 2)
         self._entries += [_Entry(self.count + i, 1, n) for i in range(latents)]
         self.count += latents
-        self.latest = latest
         self._compress()
         self._rotated_for = None
 
@@ -281,11 +277,10 @@ class CompressedMemory:
         """Everything that changes, as tensors that share nothing with the memory."""
         n = self.num_tokens
         entries = torch.tensor([[e.index, e.factor, e.tokens] for e in self._entries], dtype=torch.int64).reshape(-1, 3)
-        state = {
+        return {
             "keys": self.keys[:, :, :, :n].clone(), "values": self.values[:, :, :, :n].clone(),
             "entries": entries, "count": torch.tensor(self.count),
         }  # fmt: skip
-        return state if self.latest is None else state | {"latest": self.latest.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         entries = [_Entry(*map(int, row)) for row in state["entries"].tolist()]
@@ -298,4 +293,3 @@ class CompressedMemory:
         self.keys[:, :, :, :n] = state["keys"]
         self.values[:, :, :, :n] = state["values"]
         self._entries, self.count, self._rotated_for = entries, int(state["count"]), None
-        self.latest = state["latest"].to(self.keys) if "latest" in state else None

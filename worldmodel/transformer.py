@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
-from worldmodel.latent_warp import LatentWarp
+from worldmodel.camera_view import CameraView, ViewBlend
 from worldmodel.memory import CompressedMemory, MemoryConfig, TrainingLayout, token_positions
 
 
@@ -183,8 +183,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
 
     Args are Wan's, and: `camera_dim`, the width of the action and pose codes; `action_dim`, magnitudes per video frame;
     `pose_dim`, numbers per pose (`camera.pose_code`); `pose_scale`, by which translations in steps are multiplied;
-    `temporal_stride`, video frames per latent frame; `rope_theta`; `warp_operators` and `warp_radius`, see `LatentWarp`
-    (0: none).
+    `temporal_stride`, video frames per latent frame; `rope_theta`; `view_focal`, focal length over width of the
+    pictures trained on, for models that are shown the warped last picture (`camera_view`; 0: not).
     """
 
     _supports_gradient_checkpointing = True
@@ -214,16 +214,15 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         temporal_stride: int = 4,
         rope_theta: float = 10000.0,
         prediction_type: str = "velocity",
-        warp_operators: int = 0,
-        warp_radius: int = 2,
+        view_focal: float = 0.0,
     ) -> None:
         super().__init__()
         if patch_size[0] != 1:
             raise ValueError(f"A patch spans one latent frame, so that time stays causal; got patch_size={tuple(patch_size)}.")
         if prediction_type not in ("velocity", "sample"):
             raise ValueError(f"prediction_type is 'velocity' or 'sample', got {prediction_type!r}.")
-        if warp_operators and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
-            raise ValueError("warp_operators needs patch_size=(1, 1, 1) and prediction_type='sample'.")
+        if view_focal and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
+            raise ValueError("view_focal needs patch_size=(1, 1, 1) and prediction_type='sample'.")
         dim = num_attention_heads * attention_head_dim
         self.rope = RotaryEmbedding(attention_head_dim, rope_theta)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
@@ -238,7 +237,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.warp = LatentWarp(dim, out_channels, warp_operators, warp_radius) if warp_operators else None
+        self.view_blend = ViewBlend(dim, out_channels) if view_focal else None
         self.gradient_checkpointing = False
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
@@ -281,6 +280,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         camera: tuple[Tensor, Tensor] | None = None,
         memory: CompressedMemory | None = None,
         layout: TrainingLayout | None = None,
+        view: CameraView | None = None,
         write: bool = False,
     ) -> Tensor:
         """Prediction [B, C, T, H, W] for noisy latents of the same shape.
@@ -292,6 +292,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values.
             layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
+            view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
@@ -303,6 +304,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         seen = self._visibility(memory, layout, grid)
 
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # B T*N D
+        if view is not None:
+            shown = self.view_blend.tokens(view).unflatten(0, (batch, -1)).flatten(1, 2)
+            x = x + F.pad(shown, (0, 0, x.shape[1] - shown.shape[1], 0))
         if camera is None:
             if actions is None or poses is None:
                 zero = hidden_states.new_zeros(batch, frames, self.config.camera_dim)
@@ -322,16 +326,20 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             if write:
                 keys.append(key)
                 values.append(value)
-        previous = self._previous(hidden_states, memory, layout) if self.warp is not None else None
         if write:
-            memory.write(keys, values, hidden_states[:, :, -1].clone())
+            memory.write(keys, values)
 
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
         x = x.flatten(1, 2).type_as(hidden_states)
-        x = self.proj_out(x) if previous is None else self.proj_out(x) + self.warp(x, previous)
+        out = self.proj_out(x)
+        if view is not None:
+            last = slice(x.shape[1] - shown.shape[1], None)
+            parts = (y[:, last].unflatten(1, (-1, grid[0] * grid[1])).flatten(0, 1) for y in (x, out))
+            blended = self.view_blend(*parts, view).unflatten(0, (batch, -1)).flatten(1, 2)
+            out = torch.cat([out[:, : last.start], blended], dim=1)
         _, ph, pw = self.config.patch_size
-        x = x.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
+        x = out.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _visibility(self, memory: CompressedMemory | None, layout: TrainingLayout | None, grid: tuple[int, int]) -> Visibility:
@@ -343,16 +351,6 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             keys, values, filled = memory.context(lambda k, positions: rotate(k, *self.rope(positions)))
             return Visibility(keys=keys, values=values, filled=filled)
         return Visibility()
-
-    @staticmethod
-    def _previous(latents: Tensor, memory: CompressedMemory | None, layout: TrainingLayout | None) -> Tensor:
-        """The last clean latent frame before the chunk of each one of latents [B, C, T, h, w], zero where there is none"""
-        if layout is not None:
-            there = (layout.previous >= 0).view(1, 1, -1, 1, 1).to(latents)
-            return latents[:, :, layout.previous.clamp_min(0).to(latents.device)] * there
-        if memory is None or memory.latest is None:
-            return torch.zeros_like(latents)
-        return memory.latest.unsqueeze(2).expand_as(latents)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.condition_embedder
