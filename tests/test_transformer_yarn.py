@@ -80,6 +80,7 @@ def test_a_loaded_model_can_be_extended_and_saves_it(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = CausalWorldTransformer.from_pretrained(tmp_path)
     assert loaded.config.rope_extension == 8 / 6 and torch.equal(loaded(x, t, text), after)
+    assert CausalWorldTransformer.from_config(model.config).rope.extension == 8 / 6
     assert torch.equal(loaded.set_rope_extension(1.0)(x, t, text), before)
 
 

@@ -45,7 +45,7 @@ def yarn_frequencies(
     `original` is the length in positions that the model was trained on, `extension` how many times longer it shall be.
     NTK-by-parts (section 3.2): pairs that turn more than `beta_fast` times within `original` stay, those that turn less than
     `beta_slow` times are slowed down by `extension`, and a linear ramp lies between. As in the authors' code the ramp runs
-    over the index of the pair and its ends are whole indices. The factor is the attention temperature (section 3.3),
+    over the index of the pair and its ends are whole indices. The factor is the attention temperature (section 3.4),
     ``sqrt(1/t) = 0.1 ln(extension) + 1``.
     """
     index = torch.arange(0, dim, 2, dtype=torch.float64)
@@ -298,7 +298,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         original = cfg.rope_original_latents if original_latents is None else original_latents
         if (original, extension) != (cfg.rope_original_latents, cfg.rope_extension):
             self.rope = RotaryEmbedding(cfg.attention_head_dim, cfg.rope_theta, original, extension)
-            self.register_to_config(rope_original_latents=original, rope_extension=extension)
+            changed = {"rope_original_latents": original, "rope_extension": extension}
+            defaults = [k for k in cfg.get("_use_default_values", []) if k not in changed]  # else `from_config` would drop them
+            self.register_to_config(**changed, _use_default_values=defaults)
         return self
 
     def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
