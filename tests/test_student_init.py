@@ -99,11 +99,13 @@ def test_levels_are_the_students_one_for_each_noisy_block():
     assert index[:, 5:].unique().tolist() == [0, 1, 2, 3]
 
 
-def test_loss_is_the_error_of_the_clean_end_of_noisy_blocks(tmp_path):
+@pytest.mark.parametrize(("chunk", "blocks"), [(1, 6), (2, 4)])
+def test_loss_is_the_error_of_the_clean_end_of_noisy_blocks(tmp_path, chunk, blocks):
     """A point mass has straight flows: the exact velocity has no loss, one that is off by d has d^2 times the mean of sigma^2."""
     teacher = GaussianTeacher(std=0.0)
-    make_trajectories(teacher, synthetic_walks(), tmp_path / "trajectories", make_recipe(), CPU)
-    stage = make_stage(tmp_path)
+    make_trajectories(teacher, synthetic_walks(), tmp_path / "trajectories", make_recipe(chunk=chunk, blocks=blocks), CPU)
+    stage = make_stage(tmp_path, chunk=chunk, blocks=blocks)
+    noisy = slice(-2 * chunk, None)
 
     class Off(GaussianTeacher):
         def forward(self, x, timestep, text, actions, poses, layout):
@@ -119,12 +121,14 @@ def test_loss_is_the_error_of_the_clean_end_of_noisy_blocks(tmp_path):
         stage.model.off = 0.5
         loss, numbers = stage.loss(step)
         x, timestep = stage.model.seen
-        assert (timestep[:, :-2] == 0).all() and ((x[:, :, 1:-2] - 0.7).abs() < 1e-3).all()  # clean: the trajectory's end
-        assert timestep[:, -2:].min() >= 624
-        assert float(loss) == pytest.approx(0.25 * float((timestep[:, -2:] / 1000).square().mean()), rel=1e-2)
-        assert x.shape[2] == numbers["blocks"]
-        lengths.add(x.shape[2])
-    assert lengths <= {3, 4, 5, 6} and len(lengths) > 1
+        assert (timestep[:, : -2 * chunk] == 0).all() and (
+            (x[:, :, 1 : -2 * chunk] - 0.7).abs() < 1e-3
+        ).all()  # clean: the trajectory's end
+        assert timestep[:, noisy].min() >= 624
+        assert float(loss.detach()) == pytest.approx(0.25 * float((timestep[:, noisy] / 1000).square().mean()), rel=1e-2)
+        assert x.shape[2] == 1 + chunk * (numbers["blocks"] - 1)
+        lengths.add(numbers["blocks"])
+    assert lengths <= set(range(3, blocks + 1)) and len(lengths) > 1
 
 
 def test_learns_from_the_teacher_and_plays(tmp_path):
