@@ -113,21 +113,32 @@ class TrainingLayout:
         )
 
 
-@lru_cache(maxsize=64)
-def training_layout(config: MemoryConfig, latents: int, grid: tuple[int, int], chunk: int, device: str = "cpu") -> TrainingLayout:
+@lru_cache(maxsize=16)
+def training_layout(
+    config: MemoryConfig, latents: int, grid: tuple[int, int], chunk: int, device: str = "cpu", noisy_blocks: int = 0
+) -> TrainingLayout:
     """Visibility of a roll-out of `latents` latent frames in chunks of `chunk`, the first frame being a chunk of its own.
 
     Latent frame i of the chunk that starts at c sees the chunk, the `window` latent frames before c in full, and the
-    older ones pooled: what the cached roll-out sees, and RELIC's hybrid forcing.
+    older ones pooled: what the cached roll-out sees, key for key.
+
+    `noisy_blocks` is for hybrid forcing (RELIC, section 4.4.1): the last `noisy_blocks` chunks are noisy, those before clean.
+    A roll-out never pools what is not finished, so here a noisy chunk sees every earlier noisy chunk in full, inside the window
+    or not; the clean ones it sees as a roll-out does. As long as the noisy chunks fit into the window nothing changes.
     """
     n = grid[0] * grid[1]
     times = torch.arange(latents)
     start = torch.where(times == 0, 0, 1 + (times - 1) // chunk * chunk)  # first latent frame of each one's chunk
     end = torch.where(times == 0, 1, start + chunk)
-    full = (times >= start[:, None] - config.window) & (times < end[:, None])
+    starts = start.unique()
+    if not 0 <= noisy_blocks <= len(starts):
+        raise ValueError(f"{latents} latent frames in chunks of {chunk} are {len(starts)} blocks; noisy_blocks={noisy_blocks} is more.")
+    first_noisy = int(starts[-noisy_blocks]) if noisy_blocks else latents
+    both_noisy = (times >= first_noisy) & (times >= first_noisy)[:, None]
+    full = ((times >= start[:, None] - config.window) | both_noisy) & (times < end[:, None])
     mask = [full.repeat_interleave(n, 0).repeat_interleave(n, 1)]
     pooled, positions = [], []
-    outside = [i for i in range(latents) if i < int(start[-1]) - config.window]
+    outside = [i for i in range(latents) if i < min(int(start[-1]) - config.window, first_noisy)]
     for factor in sorted({config.factor(i) for i in outside} - {0}):
         index = torch.tensor([i for i in outside if config.factor(i) == factor])
         cells = len(cell_centres(grid, factor))

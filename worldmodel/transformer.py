@@ -12,6 +12,7 @@ Shapes: B batch, T latent frames, N = h*w tokens per latent frame, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,22 +38,59 @@ def fold_frames(x: Tensor, stride: int = 4) -> Tensor:
     return padded.unflatten(1, (-1, stride)).flatten(2)
 
 
-class RotaryEmbedding(nn.Module):
-    """Wan's 3D rotary embedding at any real position: head_dim is split over t, y, x as d-4(d//6), 2(d//6), 2(d//6)."""
+def yarn_frequencies(
+    dim: int, theta: float, original: float, extension: float, beta_fast: float = 32.0, beta_slow: float = 1.0
+) -> tuple[Tensor, float]:
+    """Angular frequencies float64 [dim/2] and the factor on cos and sin of YaRN (Peng et al., arXiv 2309.00071).
 
-    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+    `original` is the length in positions that the model was trained on, `extension` how many times longer it shall be.
+    NTK-by-parts (section 3.2): pairs that turn more than `beta_fast` times within `original` stay, those that turn less than
+    `beta_slow` times are slowed down by `extension`, and a linear ramp lies between. As in the authors' code the ramp runs
+    over the index of the pair and its ends are whole indices. The factor is the attention temperature (section 3.4),
+    ``sqrt(1/t) = 0.1 ln(extension) + 1``.
+    """
+    index = torch.arange(0, dim, 2, dtype=torch.float64)
+    frequency = 1.0 / theta ** (index / dim)
+    if extension == 1:
+        return frequency, 1.0
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(original / (2 * math.pi * times)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
+    # high <= 0: no pair turns once within `original`, so all are slowed down
+    slowed = ((index / 2 - low) / max(high - low, 1e-3)).clamp(0, 1) if high > 0 else torch.ones_like(frequency)
+    return frequency * (1 - slowed) + frequency / extension * slowed, 0.1 * math.log(extension) + 1
+
+
+class RotaryEmbedding(nn.Module):
+    """Wan's 3D rotary embedding at any real position: head_dim is split over t, y, x as d-4(d//6), 2(d//6), 2(d//6).
+
+    The time axis can be extended by YaRN: `extension` times longer than the `original_latents` latent frames that the weights
+    were trained on. Frequencies and temperature change on the dimensions of time only; space keeps its length.
+    """
+
+    def __init__(self, head_dim: int, theta: float = 10000.0, original_latents: int = 0, extension: float = 1.0) -> None:
         super().__init__()
+        if extension < 1 or (extension > 1 and original_latents < 1):
+            raise ValueError(
+                "A rotary embedding is extended by 1 or more, and beyond 1 needs the number of latent frames it was trained on; "
+                f"got rope_extension={extension}, rope_original_latents={original_latents}."
+            )
         space = 2 * (head_dim // 6)
         self.dims, self.theta = (head_dim - 2 * space, space, space), theta
+        self.original_latents, self.extension = original_latents, extension
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin float32 [N, head_dim/2] of positions [N, 3], computed in float64"""
-        angles = []
+        cos, sin = [], []
         for axis, dim in enumerate(self.dims):
-            frequency = 1.0 / self.theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-            angles.append(torch.outer(positions[:, axis].double().cpu(), frequency))
-        angle = torch.cat(angles, dim=1)
-        return angle.cos().float(), angle.sin().float()
+            frequency, factor = yarn_frequencies(dim, self.theta, self.original_latents, self.extension if axis == 0 else 1.0)
+            angle = torch.outer(positions[:, axis].double().cpu(), frequency)
+            cos.append(angle.cos() * factor)
+            sin.append(angle.sin() * factor)
+        return torch.cat(cos, dim=1).float(), torch.cat(sin, dim=1).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -183,8 +221,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
 
     Args are Wan's, and: `camera_dim`, the width of the action and pose codes; `action_dim`, magnitudes per video frame;
     `pose_dim`, numbers per pose (`camera.pose_code`); `pose_scale`, by which translations in steps are multiplied;
-    `temporal_stride`, video frames per latent frame; `rope_theta`; `view_focal`, focal length over width of the
-    pictures trained on, for models that are shown the warped last picture (`camera_view`; 0: not).
+    `temporal_stride`, video frames per latent frame; `rope_theta`; `rope_original_latents` and `rope_extension`, the length in
+    latent frames that the weights were first trained on and by how much YaRN extends it (0 and 1: not at all); `view_focal`,
+    focal length over width of the pictures trained on, for models that are shown the warped last picture (`camera_view`; 0: not).
     """
 
     _supports_gradient_checkpointing = True
@@ -213,6 +252,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         pose_scale: float = 1 / 16,
         temporal_stride: int = 4,
         rope_theta: float = 10000.0,
+        rope_original_latents: int = 0,
+        rope_extension: float = 1.0,
         prediction_type: str = "velocity",
         view_focal: float = 0.0,
     ) -> None:
@@ -224,7 +265,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         if view_focal and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
             raise ValueError("view_focal needs patch_size=(1, 1, 1) and prediction_type='sample'.")
         dim = num_attention_heads * attention_head_dim
-        self.rope = RotaryEmbedding(attention_head_dim, rope_theta)
+        self.rope = RotaryEmbedding(attention_head_dim, rope_theta, rope_original_latents, rope_extension)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
         self.condition_embedder = WanTimeTextImageEmbedding(dim, freq_dim, dim * 6, text_dim)
         self.action_encoder = nn.Sequential(
@@ -258,6 +299,20 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         for x in (actions, poses * scale):
             folded.append(x.unflatten(1, (-1, stride)).flatten(2) if x.shape[1] % stride == 0 else fold_frames(x, stride))
         return self.action_encoder(folded[0]), self.pose_encoder(folded[1])
+
+    def set_rope_extension(self, extension: float, original_latents: int | None = None) -> CausalWorldTransformer:
+        """Extend time `extension` times beyond `original_latents` (default: the config's) by YaRN; returns the model itself.
+
+        Saved with the config. A memory made before keeps keys turned by the old embedding: make a new one.
+        """
+        cfg = self.config
+        original = cfg.rope_original_latents if original_latents is None else original_latents
+        if (original, extension) != (cfg.rope_original_latents, cfg.rope_extension):
+            self.rope = RotaryEmbedding(cfg.attention_head_dim, cfg.rope_theta, original, extension)
+            changed = {"rope_original_latents": original, "rope_extension": extension}
+            defaults = [k for k in cfg.get("_use_default_values", []) if k not in changed]  # else `from_config` would drop them
+            self.register_to_config(**changed, _use_default_values=defaults)
+        return self
 
     def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
         return latent_size[0] // self.config.patch_size[1], latent_size[1] // self.config.patch_size[2]
