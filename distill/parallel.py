@@ -265,6 +265,8 @@ def export_state(folder: Path, config: dict[str, Any] | str | Path, out: Path, w
     try:
         model.load_state_dict(mine, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"The {weights} weights in {folder} are not of this config: give the config that the run was made with.") from error
+        raise ValueError(
+            f"The {weights} weights in {folder} are not of this config: give the config that the run was made with."
+        ) from error
     model.eval().save_pretrained(out)
     return model

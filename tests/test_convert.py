@@ -81,7 +81,10 @@ def write(style, wan, folder):
         wrong = {f"model.{k}": torch.zeros_like(v) for k, v in original.items()}
         torch.save({"generator": wrong, "generator_ema": {f"model.{k}": v for k, v in original.items()}}, folder / "wan.pt")
     elif style == "fsdp average":
-        names = {k: "model._fsdp_wrapped_module." + k.replace("blocks.1.", "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.") for k in original}
+        names = {
+            k: "model._fsdp_wrapped_module." + k.replace("blocks.1.", "blocks.1._fsdp_wrapped_module._checkpoint_wrapped_module.")
+            for k in original
+        }
         torch.save({"generator": {names[k]: v for k, v in original.items()}}, folder / "wan.pt")
     elif style == "compiled":
         torch.save({"model": {f"_orig_mod.{k}": v for k, v in tensors.items()}}, folder / "wan.pt")

@@ -145,7 +145,11 @@ def _refuse_strangers(path: Path, model: CausalWorldTransformer, tensors: dict[s
     unexpected = [n for n in tensors if n not in wanted]
     different = [n for n in tensors if n in wanted and tuple(tensors[n].shape) != wanted[n]]
     if any("add_k_proj" in n or "image_embedder" in n for n in unexpected):
-        raise ValueError(f"{path} is an image-to-video Wan transformer: the start picture goes into the sequence here, use a text-to-video one.")
+        raise ValueError(
+            f"{path} is an image-to-video Wan transformer: the start picture goes into the sequence here, use a text-to-video one."
+        )
     for names, what in ((missing, "lacks"), (unexpected, "also holds"), (different, "has another shape for")):
         if names:
-            raise ValueError(f"{path} {what} {len(names)} tensors, beginning with {sorted(names)[0]}: it is not a Wan transformer of this config.")
+            raise ValueError(
+                f"{path} {what} {len(names)} tensors, beginning with {sorted(names)[0]}: it is not a Wan transformer of this config."
+            )
