@@ -26,6 +26,7 @@ from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
+Init = CausalWorldTransformer | dict[str, Tensor]
 GENERATOR, FAKE = 0, 1  # order of the optimisers
 
 
@@ -33,7 +34,7 @@ GENERATOR, FAKE = 0, 1  # order of the optimisers
 class SelfForcingRecipe:
     """Defaults are Self-Forcing's where RELIC gives none; the learning rates are those of a 1.3B model."""
 
-    transformer: dict[str, Any] = field(default_factory=dict)
+    transformer: dict[str, Any] = field(default_factory=dict)  # not needed when the stage is given models
     score: dict[str, Any] = field(default_factory=dict)
     """What differs from `transformer` in the real and the fake score, for example their size."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -72,14 +73,14 @@ class SelfForcingStage:
     """Distils a causal generator from a bidirectional teacher.
 
     Args:
-        generator_init: weights of the few-step causal model to start from.
-        real_score_init: weights of the teacher, a `CausalWorldTransformer` of `recipe.transformer | recipe.score`. It stays
-            frozen; the fake score starts from the same weights.
+        generator_init: the few-step causal model to start from; or weights for a transformer of `recipe.transformer`.
+        real_score_init: the teacher; or weights for a transformer of `recipe.transformer | recipe.score`. It stays frozen; the
+            fake score starts from the same weights.
     """
 
     def __init__(
         self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
-        device: torch.device, generator_init: dict[str, Tensor], real_score_init: dict[str, Tensor],
+        device: torch.device, generator_init: Init, real_score_init: Init,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
@@ -135,8 +136,11 @@ class SelfForcingStage:
         return self.generator
 
 
-def _build(shape: dict[str, Any], weights: dict[str, Tensor], name: str, device: torch.device) -> CausalWorldTransformer:
-    model = CausalWorldTransformer(**shape)
+def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device) -> CausalWorldTransformer:
+    if isinstance(init, CausalWorldTransformer):
+        model, weights = CausalWorldTransformer.from_config(init.config), init.state_dict()
+    else:
+        model, weights = CausalWorldTransformer(**shape), init
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
