@@ -22,6 +22,7 @@ from distill.optim import build_optimisers
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
+from worldmodel.camera_view import sequence_view
 from worldmodel.memory import MemoryConfig, teacher_forcing_layout
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
@@ -82,6 +83,8 @@ class CausalStage:
         if init is not None:
             self.model.load_state_dict(init)
         self.model.to(device)
+        if isinstance(autoencoder, torch.nn.Module):
+            autoencoder.requires_grad_(False)
         gain = autoencoder.channel_gain.to(device) ** (2 * recipe.pixel_weight)
         self.channel_weight = (gain / gain.mean()).view(1, -1, 1, 1, 1)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
@@ -106,7 +109,9 @@ class CausalStage:
         to = self.device
         camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
         camera = tuple(c.repeat(1, 2, 1) for c in camera)
-        out = self.model(noisy.to(to), (1000 * levels).to(to), text.to(to), camera=camera, layout=layout)[:, :, latents:]
+        noisy = noisy.to(to)
+        view = sequence_view(self.autoencoder, noisy[:, :, :latents], walk["poses"].to(to), r.chunk, self.model.config.view_focal)
+        out = self.model(noisy, (1000 * levels).to(to), text.to(to), camera=camera, layout=layout, view=view)[:, :, latents:]
         target = clean if self.model.config.prediction_type == "sample" else noise[:, :, latents:] - clean
         error = (out - target.to(to)).square() * self.channel_weight
         weight = torch.ones(latents, device=to)

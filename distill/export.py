@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from distill.dataset import read_clip
-from distill.recipe import RecipeError, load_recipe
+from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes import GALLERY_SEEDS, build_scene, family_of, render
 from distill.train import clip_files
 from worldmodel.autoencoder import TinyAutoencoder
@@ -58,6 +58,14 @@ def write_clip_gallery(folder: Path, clips: list[Path]) -> list[str]:
     return [e["prompt"] for e in entries]
 
 
+def playable_stage(recipe: Recipe, run: Path) -> str:
+    """The last of the recipe's stages that left a causal model in the run's folder."""
+    for name in reversed(recipe.stages):
+        if name != "teacher" and (run / name / "model").exists():
+            return name
+    raise FileNotFoundError(f"{run} has no model that can be played yet: go on with distill.train.")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m distill.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,12 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         recipe = load_recipe(args.recipe)
-        transformer = CausalWorldTransformer.from_pretrained(args.run / "causal" / "model")
+        stage = playable_stage(recipe, args.run)
+        transformer = CausalWorldTransformer.from_pretrained(args.run / stage / "model")
         autoencoder = TinyAutoencoder.from_pretrained(args.run / "autoencoder" / "model")
     except (RecipeError, OSError) as error:
         parser.exit(2, f"{error}\n")
     size = (recipe.data.size, recipe.data.size)
-    config = ModelConfig(recipe.name, size, 16, recipe.causal.chunk, recipe.causal.memory, recipe.causal.sampler)
+    made = getattr(recipe, stage)
+    config = ModelConfig(recipe.name, size, 16, made.chunk, made.memory, made.sampler)
     encoder = TextEncoder(config.text)
     WorldModel(transformer, autoencoder, encoder, config).save_pretrained(args.out)
     if recipe.data.folder:

@@ -11,6 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distill.autoencoder import AutoencoderRecipe
 from distill.causal import CausalRecipe
+from distill.self_forcing import SelfForcingRecipe
+from distill.student_init import StudentInitRecipe
+from distill.teacher import TeacherRecipe
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -30,12 +33,31 @@ class DataRecipe:
     balance: float = 0.0  # how much windows with rare actions are preferred in drawing; 0: not at all
 
 
+NEEDS = {"causal": set(), "teacher": set(), "student_init": {"teacher"}, "self_forcing": {"teacher"}}
+"""Stages that train a world model, and which ones each needs before it."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     name: str = "tiny"
+    stages: tuple[str, ...] = ("causal",)
+    """In this order, after the autoencoder. RELIC's whole way is teacher, student_init, self_forcing; causal learns directly."""
     data: DataRecipe = field(default_factory=DataRecipe)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     causal: CausalRecipe = field(default_factory=CausalRecipe)
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    student_init: StudentInitRecipe = field(default_factory=StudentInitRecipe)
+    self_forcing: SelfForcingRecipe = field(default_factory=SelfForcingRecipe)
+
+    def __post_init__(self) -> None:
+        for i, name in enumerate(self.stages):
+            before = set(self.stages[:i])
+            if name not in NEEDS:
+                raise ValueError(f"There is no stage {name!r}; stages are {', '.join(NEEDS)}.")
+            if missing := NEEDS[name] - before:
+                raise ValueError(f"The stage {name} needs {', '.join(missing)} before it in `stages`.")
+            if name == "self_forcing" and not before & {"causal", "student_init"}:
+                raise ValueError("The stage self_forcing needs a generator to start from: student_init or causal before it in `stages`.")
 
     @property
     def digest(self) -> str:

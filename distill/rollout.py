@@ -8,7 +8,7 @@ full sampler, `worldmodel.sampling.denoise`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from distill.latents import Walks, latent_clips
 from distill.trainer import generator
 from worldmodel.autoencoder import TEMPORAL_STRIDE, VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
+from worldmodel.camera_view import CameraView, next_view
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
@@ -30,11 +31,12 @@ from worldmodel.transformer import CausalWorldTransformer
 
 @dataclass(frozen=True)
 class RollOutConfig:
-    """How the generator plays: its memory, its sampler, and latent frames a block."""
+    """How the generator plays: its memory, its sampler, latent frames a block, and the code of its views if it has any."""
 
     memory: MemoryConfig
     sampler: SamplerConfig
     chunk: int = 1
+    autoencoder: VideoAutoencoder | None = None
 
     def blocks(self, latents: int) -> list[slice]:
         """Latent frames of every generated block; the last may be shorter."""
@@ -77,10 +79,18 @@ def write_block(model: CausalWorldTransformer, x: Tensor, block: slice, text: An
 
 
 def exit_estimate(
-    model: CausalWorldTransformer, x: Tensor, level: Tensor, block: slice, text: Any, condition: Condition, memory: CompressedMemory
-) -> Tensor:
+    model: CausalWorldTransformer, x: Tensor, level: Tensor, block: slice, text: Any, condition: Condition, memory: CompressedMemory,
+    view: CameraView | None = None,
+) -> Tensor:  # fmt: skip
     """Clean estimate [B, C, t, h, w] of a block at a noise level (a scalar); with autograd on, the memory is a constant."""
-    return predict_clean(model, x, level.to(x.device).expand(len(x)), text, *_camera(condition, block), memory=memory)
+    return predict_clean(model, x, level.to(x.device).expand(len(x)), text, *_camera(condition, block), memory=memory, view=view)
+
+
+def view_of(model: CausalWorldTransformer, before: Tensor, block: slice, condition: Condition, config: RollOutConfig) -> CameraView | None:
+    """What a block looks like from the latent frame before it [B, C, h, w], for models that are shown it."""
+    frames = video_frames(block)
+    here, there = condition.poses[:, frames.start - 1], condition.poses[:, frames]
+    return next_view(config.autoencoder, before.detach(), here, there, model.config.view_focal)
 
 
 def _camera(condition: Condition, block: slice) -> tuple[Tensor, Tensor]:
@@ -117,13 +127,14 @@ def roll_out(
         rng = generator(seed, block.start)
         shape = (*start.shape[:2], block.stop - block.start, *start.shape[3:])
         x = torch.randn(shape, generator=rng, dtype=start.dtype).to(start.device)
+        view = view_of(model, latents[-1][:, :, -1], block, condition, config)
         scheduler = config.sampler.scheduler()  # it counts its steps
         for timestep, level in zip(scheduler.timesteps[:exit_step], scheduler.sigmas, strict=False):
-            clean = exit_estimate(model, x, level, block, text, condition, memory)
+            clean = exit_estimate(model, x, level, block, text, condition, memory, view)
             x = scheduler.step((x - clean) / level, timestep, x, generator=rng, return_dict=False)[0]
         inputs.append(x)
         with torch.set_grad_enabled(graph):
-            clean = exit_estimate(model, x, scheduler.sigmas[exit_step], block, text, condition, memory)
+            clean = exit_estimate(model, x, scheduler.sigmas[exit_step], block, text, condition, memory, view)
         latents.append(clean)
         write_block(model, clean.detach(), block, text, condition, memory)
     with torch.set_grad_enabled(graph):
@@ -150,6 +161,7 @@ def sample_sheet(
     def decode(latents: Tensor) -> np.ndarray:
         return np.concatenate([to_frames(autoencoder.decode(x.to(model.device))) for x in latents.split(4)])
 
+    config = replace(config, autoencoder=autoencoder)
     latents = min(13, walks.groups.shape[1])
     frames = 1 + TEMPORAL_STRIDE * (latents - 1)
     picks = np.linspace(0, len(walks) - 1, min(12, len(walks))).astype(int).tolist()

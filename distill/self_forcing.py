@@ -26,6 +26,7 @@ from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
+Init = CausalWorldTransformer | dict[str, Tensor]
 GENERATOR, FAKE = 0, 1  # order of the optimisers
 
 
@@ -33,7 +34,7 @@ GENERATOR, FAKE = 0, 1  # order of the optimisers
 class SelfForcingRecipe:
     """Defaults are Self-Forcing's where RELIC gives none; the learning rates are those of a 1.3B model."""
 
-    transformer: dict[str, Any] = field(default_factory=dict)
+    transformer: dict[str, Any] = field(default_factory=dict)  # not needed when the stage is given models
     score: dict[str, Any] = field(default_factory=dict)
     """What differs from `transformer` in the real and the fake score, for example their size."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -60,9 +61,8 @@ class SelfForcingRecipe:
         if self.critic_per_generator < 1:
             raise ValueError(f"critic_per_generator is 1 or more, got {self.critic_per_generator}.")
 
-    @property
-    def roll_out(self) -> RollOutConfig:
-        return RollOutConfig(self.memory, self.sampler, self.chunk)
+    def roll_out(self, autoencoder: VideoAutoencoder) -> RollOutConfig:
+        return RollOutConfig(self.memory, self.sampler, self.chunk, autoencoder)
 
     def turn(self, step: int) -> int:
         """Which optimiser steps: the fake score's `critic_per_generator` times, then the generator's once."""
@@ -73,14 +73,14 @@ class SelfForcingStage:
     """Distils a causal generator from a bidirectional teacher.
 
     Args:
-        generator_init: weights of the few-step causal model to start from.
-        real_score_init: weights of the teacher, a `CausalWorldTransformer` of `recipe.transformer | recipe.score`. It stays
-            frozen; the fake score starts from the same weights.
+        generator_init: the few-step causal model to start from; or weights for a transformer of `recipe.transformer`.
+        real_score_init: the teacher; or weights for a transformer of `recipe.transformer | recipe.score`. It stays frozen; the
+            fake score starts from the same weights.
     """
 
     def __init__(
         self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
-        device: torch.device, generator_init: dict[str, Tensor], real_score_init: dict[str, Tensor],
+        device: torch.device, generator_init: Init, real_score_init: Init,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
@@ -113,7 +113,7 @@ class SelfForcingStage:
         noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out, seed, exit_step, graph)
+        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
@@ -126,7 +126,7 @@ class SelfForcingStage:
     def sample(self, folder: Path) -> dict[str, Any]:
         """Roll-outs of held-out clips beside ground truth, and their PSNR."""
         path = folder / f"sheet-{self.trainer.step:06d}.png"
-        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out, path)
+        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out(self.autoencoder), path)
 
     def finish(self) -> CausalWorldTransformer:
         """The averaged generator, saved under `folder`/model."""
@@ -136,8 +136,11 @@ class SelfForcingStage:
         return self.generator
 
 
-def _build(shape: dict[str, Any], weights: dict[str, Tensor], name: str, device: torch.device) -> CausalWorldTransformer:
-    model = CausalWorldTransformer(**shape)
+def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device) -> CausalWorldTransformer:
+    if isinstance(init, CausalWorldTransformer):
+        model, weights = CausalWorldTransformer.from_config(init.config), init.state_dict()
+    else:
+        model, weights = CausalWorldTransformer(**shape), init
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

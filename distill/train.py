@@ -2,7 +2,8 @@
 
 Renders or reuses the data, trains the stage that is due, saves, and stops by itself; the same command goes on from there.
 Everything lies under DIR: ``data/`` (posed clips, unless the recipe names a `data.folder`), ``autoencoder/``, ``walks/`` (encoded
-clips) and ``causal/``; from the first causal slice on `distill.export` makes of it what `WorldModel.from_pretrained` loads.
+clips) and a folder for each of the recipe's `stages`; from the first slice of one that can be played (causal, student_init,
+self_forcing) `distill.export` makes what `WorldModel.from_pretrained` loads.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from tqdm import tqdm
 from distill.autoencoder import AutoencoderStage
 from distill.causal import CausalStage
 from distill.dataset import paths, read_clip, stems
-from distill.latents import encode_clips, load_walks
+from distill.latents import Walks, encode_clips, load_walks
+from distill.plan import make_plan
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes.__main__ import parse_seeds
 from distill.scenes.dataset import Settings, clip_stem, missing
+from distill.self_forcing import SelfForcingStage
+from distill.student_init import StudentInitStage, make_trajectories
+from distill.teacher import TeacherStage
 from distill.trainer import Deadline
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.transformer import CausalWorldTransformer
@@ -113,7 +118,7 @@ def train(
 ) -> bool:
     """One slice; returns whether the whole recipe is done.
 
-    `start_from` is a model's folder: its autoencoder is used as it is, and the causal model starts from its transformer.
+    `start_from` is a model's folder: its autoencoder is used as it is, and the first stage starts from its transformer.
     `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`).
     """
     embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
@@ -145,18 +150,40 @@ def train(
                 encode_clips(autoencoder, lambda i: read_clip(clips[i]), indices, out / "walks" / name, device, turned)
             (out / "walks" / "done").touch()
 
-        # 3. the causal world model
+        # 3. the world models
         walks = load_walks(out / "walks" / "train", embed, d.balance)
         held_out = load_walks(out / "walks" / "held_out", embed)
         init = None
         if start_from is not None:
             init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
-        stage = CausalStage(recipe.causal, out / "causal", walks, held_out, autoencoder, device, init)
-        finished = stage.trainer.run(deadline)
-        stage.finish()
-        return finished
+        return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init)
     finally:
         renderer.stop()
+
+
+def train_models(
+    recipe: Recipe, out: Path, walks: Walks, held_out: Walks, autoencoder: TinyAutoencoder, deadline: Deadline, device: torch.device,
+    init: dict[str, torch.Tensor] | None = None,
+) -> bool:  # fmt: skip
+    """The recipe's stages, one after the other; returns whether all are done. `init` are weights for the first."""
+    done: dict[str, CausalWorldTransformer] = {}
+    for name in recipe.stages:
+        section, common = getattr(recipe, name), (out / name, walks, held_out, autoencoder, device)
+        if name == "causal":
+            stage = CausalStage(section, *common, None if done else init)
+        elif name == "teacher":
+            stage = TeacherStage(section, *common, None if done else init)
+        elif name == "student_init":
+            if not make_trajectories(done["teacher"], walks, out / name / "trajectories", section, device, deadline):
+                return False
+            stage = StudentInitStage(section, *common, done["teacher"])
+        else:
+            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"])
+        finished = stage.trainer.run(deadline)
+        done[name] = stage.finish()
+        if not finished:
+            return False
+    return True
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -168,6 +195,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="start_from", type=Path, help="folder of a model to go on from, for example worldmodel/weights/tiny")
     parser.add_argument("--prompts", type=Path, help="embeddings of the captions, for where no language model is (distill.bundle)")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of this slice")
+    parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and FLOPs of distilling it, and stop")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs that the dry run plans for")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, for example causal.steps=500")
@@ -177,6 +206,9 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         recipe = load_recipe(args.recipe, args.set)
+        if args.dry_run:
+            print(make_plan(recipe, args.gpus))
+            return 0
         done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device), args.start_from, args.prompts)
     except (RecipeError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")

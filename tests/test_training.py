@@ -8,14 +8,21 @@ from small import small_model
 from distill.autoencoder import AutoencoderRecipe, AutoencoderStage, psnr, to_frames, to_video
 from distill.causal import CausalRecipe, CausalStage, noise_levels, shifted
 from distill.checkpoint import load_checkpoint, save_checkpoint
+from distill.export import playable_stage
 from distill.latents import Walks, encode_clip
 from distill.optim import Muon, build_optimisers, orthogonalise
-from distill.recipe import RecipeError, load_recipe
+from distill.recipe import FOLDER as RECIPES
+from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes import render
+from distill.self_forcing import SelfForcingRecipe
+from distill.student_init import StudentInitRecipe
+from distill.teacher import TeacherRecipe
 from distill.train import main as train_main
+from distill.train import train_models
 from distill.trainer import Deadline, Trainer, generator, schedule
 from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
+from worldmodel.transformer import CausalWorldTransformer
 
 
 def make_trainer(folder, steps=8):
@@ -186,3 +193,41 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_main(["tiny", "--out", str(tmp_path), "--set", "data.seeds=1000000"])
     assert "reserved" in capsys.readouterr().err
+
+
+SMALL = dict(
+    patch_size=[1, 1, 1], num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
+    rope_theta=100.0, prediction_type="sample",
+)  # fmt: skip
+
+
+def test_the_whole_way_from_teacher_to_generator(tmp_path):
+    """RELIC's stages one after the other, each in a slice of its own, and a model at the end that can be played."""
+    memory, sampler = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=True)
+    recipe = Recipe(
+        stages=("teacher", "student_init", "self_forcing"),
+        teacher=TeacherRecipe(transformer=SMALL, steps=2, curriculum=((0.0, 4, 2),), guidance=1.0, sampler=SamplerConfig(2)),
+        student_init=StudentInitRecipe(
+            memory=memory, sampler=sampler, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=4, shard=2, guidance=1.0,
+            steps=2, batch=2,
+        ),
+        self_forcing=SelfForcingRecipe(memory=memory, sampler=sampler, steps=3, curriculum=((0.0, 4, 2),), critic_per_generator=1),
+    )  # fmt: skip
+    walks, autoencoder = synthetic_walks(), small_model().autoencoder
+    args = (recipe, tmp_path, walks, walks, autoencoder)
+    assert not train_models(*args, Deadline(0), torch.device("cpu"))
+    with pytest.raises(FileNotFoundError, match="can be played"):
+        playable_stage(recipe, tmp_path)
+    assert train_models(*args, Deadline(5), torch.device("cpu"))
+    assert playable_stage(recipe, tmp_path) == "self_forcing"
+    generator_ = CausalWorldTransformer.from_pretrained(tmp_path / "self_forcing" / "model")
+    initial = CausalWorldTransformer.from_pretrained(tmp_path / "student_init" / "model")
+    assert any(not torch.equal(a, b) for a, b in zip(generator_.parameters(), initial.parameters(), strict=True))
+    for stages, why in ((("student_init",), "needs teacher"), (("teacher", "self_forcing"), "start from"), (("magic",), "no stage")):
+        with pytest.raises(ValueError, match=why):
+            Recipe(stages=stages)
+
+
+def test_every_published_recipe_loads():
+    for path in RECIPES.glob("*.yaml"):
+        assert load_recipe(path.stem).name == path.stem

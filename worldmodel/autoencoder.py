@@ -131,8 +131,17 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         latents = self.encode_groups(groups.reshape(b * t, 3 * TEMPORAL_STRIDE, height, width))
         return latents.unflatten(0, (b, t)).transpose(1, 2)
 
-    def encode(self, video: Tensor) -> Tensor:
-        return (self.encode_raw(video) - self.latents_mean) / self.latents_std
+    def encode(self, video: Tensor, grouped: bool = False) -> Tensor:
+        """As `VideoAutoencoder.encode`; with `grouped`, video [B, 3, 4, H, W] is one group from the middle of a stream."""
+        raw = self.encode_groups(video.flatten(1, 2)).unsqueeze(2) if grouped else self.encode_raw(video)
+        return (raw - self.latents_mean) / self.latents_std
+
+    def last_picture(self, latents: Tensor) -> Tensor:
+        """Last video frame [B, 3, H, W] of one latent frame [B, C, h, w], by the linear code alone"""
+        raw = latents * self.latents_std[:, :, 0] + self.latents_mean[:, :, 0]
+        last = slice(TEMPORAL_STRIDE - 1, None, TEMPORAL_STRIDE)
+        code = self.linear_decoder
+        return F.conv_transpose2d(raw, code.weight[:, last], code.bias[last], stride=self.spatial_stride).clamp(-1, 1)
 
     def decode_raw(self, latents: Tensor, previous: Tensor | None = None) -> Tensor:
         """Raw latents [B, C, t, h, w] -> groups [B, 3, t, 4, H, W]; `previous` [B, C, h, w] is None at a stream's start."""

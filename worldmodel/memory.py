@@ -95,11 +95,10 @@ class TrainingLayout:
 
     Keys are all T*N full-resolution tokens, followed by the pooled tokens of `pooled`: pairs (factor, latent frames).
     `mask` [T*N, T*N + P] is True where a query may look; `pooled_positions` [P, 3]. `times` [T] is when each latent frame of
-    the input is, `previous` [T] which one of the input is the last before its chunk (-1: none).
+    the input is.
     """
 
     times: Tensor
-    previous: Tensor
     mask: Tensor
     pooled: tuple[tuple[int, Tensor], ...]
     pooled_positions: Tensor
@@ -114,21 +113,32 @@ class TrainingLayout:
         )
 
 
-@lru_cache(maxsize=64)
-def training_layout(config: MemoryConfig, latents: int, grid: tuple[int, int], chunk: int, device: str = "cpu") -> TrainingLayout:
+@lru_cache(maxsize=16)
+def training_layout(
+    config: MemoryConfig, latents: int, grid: tuple[int, int], chunk: int, device: str = "cpu", noisy_blocks: int = 0
+) -> TrainingLayout:
     """Visibility of a roll-out of `latents` latent frames in chunks of `chunk`, the first frame being a chunk of its own.
 
     Latent frame i of the chunk that starts at c sees the chunk, the `window` latent frames before c in full, and the
-    older ones pooled: what the cached roll-out sees, and RELIC's hybrid forcing.
+    older ones pooled: what the cached roll-out sees, key for key.
+
+    `noisy_blocks` is for hybrid forcing (RELIC, section 4.4.1): the last `noisy_blocks` chunks are noisy, those before clean.
+    A roll-out never pools what is not finished, so here a noisy chunk sees every earlier noisy chunk in full, inside the window
+    or not; the clean ones it sees as a roll-out does. As long as the noisy chunks fit into the window nothing changes.
     """
     n = grid[0] * grid[1]
     times = torch.arange(latents)
     start = torch.where(times == 0, 0, 1 + (times - 1) // chunk * chunk)  # first latent frame of each one's chunk
     end = torch.where(times == 0, 1, start + chunk)
-    full = (times >= start[:, None] - config.window) & (times < end[:, None])
+    starts = start.unique()
+    if not 0 <= noisy_blocks <= len(starts):
+        raise ValueError(f"{latents} latent frames in chunks of {chunk} are {len(starts)} blocks; noisy_blocks={noisy_blocks} is more.")
+    first_noisy = int(starts[-noisy_blocks]) if noisy_blocks else latents
+    both_noisy = (times >= first_noisy) & (times >= first_noisy)[:, None]
+    full = ((times >= start[:, None] - config.window) | both_noisy) & (times < end[:, None])
     mask = [full.repeat_interleave(n, 0).repeat_interleave(n, 1)]
     pooled, positions = [], []
-    outside = [i for i in range(latents) if i < int(start[-1]) - config.window]
+    outside = [i for i in range(latents) if i < min(int(start[-1]) - config.window, first_noisy)]
     for factor in sorted({config.factor(i) for i in outside} - {0}):
         index = torch.tensor([i for i in outside if config.factor(i) == factor])
         cells = len(cell_centres(grid, factor))
@@ -137,7 +147,7 @@ def training_layout(config: MemoryConfig, latents: int, grid: tuple[int, int], c
         pooled.append((factor, index.to(device)))
         positions.append(token_positions(index, grid, factor))
     positions = torch.cat(positions) if positions else torch.zeros(0, 3, dtype=torch.float64)
-    return TrainingLayout(times, start - 1, torch.cat(mask, 1).to(device), tuple(pooled), positions)
+    return TrainingLayout(times, torch.cat(mask, 1).to(device), tuple(pooled), positions)
 
 
 @lru_cache(maxsize=64)
@@ -148,10 +158,10 @@ def teacher_forcing_layout(config: MemoryConfig, latents: int, grid: tuple[int, 
     clean = training_layout(config, latents, grid, chunk, device)
     tokens = latents * grid[0] * grid[1]
     full, pooled = clean.mask[:, :tokens], clean.mask[:, tokens:]
-    start = (clean.previous + 1).repeat_interleave(grid[0] * grid[1]).to(device)
-    own = start[:, None] == start  # same chunk
+    index = (clean.times + chunk - 1) // chunk  # of each latent frame's chunk
+    own = (index[:, None] == index).repeat_interleave(grid[0] * grid[1], 0).repeat_interleave(grid[0] * grid[1], 1).to(device)
     mask = torch.cat([torch.cat([full, torch.zeros_like(full), pooled], 1), torch.cat([full & ~own, own, pooled], 1)])
-    return replace(clean, times=clean.times.repeat(2), previous=clean.previous.repeat(2), mask=mask)
+    return replace(clean, times=clean.times.repeat(2), mask=mask)
 
 
 @dataclass
@@ -186,8 +196,6 @@ class CompressedMemory:
         self._rotated_for: tuple | None = None
         self.count = 0
         """Latent frames written so far."""
-        self.latest: Tensor | None = None
-        """The last latent frame written [B, C, h, w], for models that move it (`latent_warp`)."""
 
     def _capacity(self) -> int:
         cfg, past = self.config, self.config.horizon
@@ -214,8 +222,8 @@ class CompressedMemory:
         return torch.arange(self.count, self.count + latents) - self.time_offset
 
     @torch.no_grad()
-    def write(self, keys: list[Tensor], values: list[Tensor], latest: Tensor | None = None) -> None:
-        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE; `latest` is the last of them."""
+    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
         n = self.tokens_per_latent
         latents = keys[0].shape[1] // n
         at = self.num_tokens
@@ -224,7 +232,6 @@ class CompressedMemory:
             self.values[layer, :, :, at : at + latents * n] = v.transpose(1, 2)
         self._entries += [_Entry(self.count + i, 1, n) for i in range(latents)]
         self.count += latents
-        self.latest = latest
         self._compress()
         self._rotated_for = None
 
@@ -281,11 +288,10 @@ class CompressedMemory:
         """Everything that changes, as tensors that share nothing with the memory."""
         n = self.num_tokens
         entries = torch.tensor([[e.index, e.factor, e.tokens] for e in self._entries], dtype=torch.int64).reshape(-1, 3)
-        state = {
+        return {
             "keys": self.keys[:, :, :, :n].clone(), "values": self.values[:, :, :, :n].clone(),
             "entries": entries, "count": torch.tensor(self.count),
         }  # fmt: skip
-        return state if self.latest is None else state | {"latest": self.latest.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         entries = [_Entry(*map(int, row)) for row in state["entries"].tolist()]
@@ -298,4 +304,3 @@ class CompressedMemory:
         self.keys[:, :, :, :n] = state["keys"]
         self.values[:, :, :, :n] = state["values"]
         self._entries, self.count, self._rotated_for = entries, int(state["count"]), None
-        self.latest = state["latest"].to(self.keys) if "latest" in state else None

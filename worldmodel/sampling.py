@@ -8,6 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from worldmodel.camera_view import CameraView
 from worldmodel.memory import CompressedMemory
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -40,12 +41,13 @@ class SamplerConfig:
 def denoise(
     model: CausalWorldTransformer, noise: Tensor, text: list[tuple[Tensor, Tensor]], camera: tuple[Tensor, Tensor],
     memory: CompressedMemory, config: SamplerConfig, generator: torch.Generator | None = None,
+    view: CameraView | None = None,
 ) -> Tensor:  # fmt: skip
     """The clean next chunk [B, C, t, h, w] from noise of that shape; the memory is read, not written."""
     scheduler = config.scheduler()
     x = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        out = model(x, timestep.expand(len(x)).to(x), text, camera=camera, memory=memory)
+        out = model(x, timestep.expand(len(x)).to(x), text, camera=camera, memory=memory, view=view)
         velocity = out if model.config.prediction_type == "velocity" else (x - out) / sigma
         x = scheduler.step(velocity, timestep, x, generator=generator, return_dict=False)[0]
     return x

@@ -12,6 +12,7 @@ Shapes: B batch, T latent frames, N = h*w tokens per latent frame, D width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
-from worldmodel.latent_warp import LatentWarp
+from worldmodel.camera_view import CameraView, ViewBlend
 from worldmodel.memory import CompressedMemory, MemoryConfig, TrainingLayout, token_positions
 
 
@@ -37,22 +38,59 @@ def fold_frames(x: Tensor, stride: int = 4) -> Tensor:
     return padded.unflatten(1, (-1, stride)).flatten(2)
 
 
-class RotaryEmbedding(nn.Module):
-    """Wan's 3D rotary embedding at any real position: head_dim is split over t, y, x as d-4(d//6), 2(d//6), 2(d//6)."""
+def yarn_frequencies(
+    dim: int, theta: float, original: float, extension: float, beta_fast: float = 32.0, beta_slow: float = 1.0
+) -> tuple[Tensor, float]:
+    """Angular frequencies float64 [dim/2] and the factor on cos and sin of YaRN (Peng et al., arXiv 2309.00071).
 
-    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+    `original` is the length in positions that the model was trained on, `extension` how many times longer it shall be.
+    NTK-by-parts (section 3.2): pairs that turn more than `beta_fast` times within `original` stay, those that turn less than
+    `beta_slow` times are slowed down by `extension`, and a linear ramp lies between. As in the authors' code the ramp runs
+    over the index of the pair and its ends are whole indices. The factor is the attention temperature (section 3.4),
+    ``sqrt(1/t) = 0.1 ln(extension) + 1``.
+    """
+    index = torch.arange(0, dim, 2, dtype=torch.float64)
+    frequency = 1.0 / theta ** (index / dim)
+    if extension == 1:
+        return frequency, 1.0
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(original / (2 * math.pi * times)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
+    # high <= 0: no pair turns once within `original`, so all are slowed down
+    slowed = ((index / 2 - low) / max(high - low, 1e-3)).clamp(0, 1) if high > 0 else torch.ones_like(frequency)
+    return frequency * (1 - slowed) + frequency / extension * slowed, 0.1 * math.log(extension) + 1
+
+
+class RotaryEmbedding(nn.Module):
+    """Wan's 3D rotary embedding at any real position: head_dim is split over t, y, x as d-4(d//6), 2(d//6), 2(d//6).
+
+    The time axis can be extended by YaRN: `extension` times longer than the `original_latents` latent frames that the weights
+    were trained on. Frequencies and temperature change on the dimensions of time only; space keeps its length.
+    """
+
+    def __init__(self, head_dim: int, theta: float = 10000.0, original_latents: int = 0, extension: float = 1.0) -> None:
         super().__init__()
+        if extension < 1 or (extension > 1 and original_latents < 1):
+            raise ValueError(
+                "A rotary embedding is extended by 1 or more, and beyond 1 needs the number of latent frames it was trained on; "
+                f"got rope_extension={extension}, rope_original_latents={original_latents}."
+            )
         space = 2 * (head_dim // 6)
         self.dims, self.theta = (head_dim - 2 * space, space, space), theta
+        self.original_latents, self.extension = original_latents, extension
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin float32 [N, head_dim/2] of positions [N, 3], computed in float64"""
-        angles = []
+        cos, sin = [], []
         for axis, dim in enumerate(self.dims):
-            frequency = 1.0 / self.theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-            angles.append(torch.outer(positions[:, axis].double().cpu(), frequency))
-        angle = torch.cat(angles, dim=1)
-        return angle.cos().float(), angle.sin().float()
+            frequency, factor = yarn_frequencies(dim, self.theta, self.original_latents, self.extension if axis == 0 else 1.0)
+            angle = torch.outer(positions[:, axis].double().cpu(), frequency)
+            cos.append(angle.cos() * factor)
+            sin.append(angle.sin() * factor)
+        return torch.cat(cos, dim=1).float(), torch.cat(sin, dim=1).float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -183,8 +221,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
 
     Args are Wan's, and: `camera_dim`, the width of the action and pose codes; `action_dim`, magnitudes per video frame;
     `pose_dim`, numbers per pose (`camera.pose_code`); `pose_scale`, by which translations in steps are multiplied;
-    `temporal_stride`, video frames per latent frame; `rope_theta`; `warp_operators` and `warp_radius`, see `LatentWarp`
-    (0: none).
+    `temporal_stride`, video frames per latent frame; `rope_theta`; `rope_original_latents` and `rope_extension`, the length in
+    latent frames that the weights were first trained on and by how much YaRN extends it (0 and 1: not at all); `view_focal`,
+    focal length over width of the pictures trained on, for models that are shown the warped last picture (`camera_view`; 0: not).
     """
 
     _supports_gradient_checkpointing = True
@@ -213,19 +252,20 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         pose_scale: float = 1 / 16,
         temporal_stride: int = 4,
         rope_theta: float = 10000.0,
+        rope_original_latents: int = 0,
+        rope_extension: float = 1.0,
         prediction_type: str = "velocity",
-        warp_operators: int = 0,
-        warp_radius: int = 2,
+        view_focal: float = 0.0,
     ) -> None:
         super().__init__()
         if patch_size[0] != 1:
             raise ValueError(f"A patch spans one latent frame, so that time stays causal; got patch_size={tuple(patch_size)}.")
         if prediction_type not in ("velocity", "sample"):
             raise ValueError(f"prediction_type is 'velocity' or 'sample', got {prediction_type!r}.")
-        if warp_operators and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
-            raise ValueError("warp_operators needs patch_size=(1, 1, 1) and prediction_type='sample'.")
+        if view_focal and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
+            raise ValueError("view_focal needs patch_size=(1, 1, 1) and prediction_type='sample'.")
         dim = num_attention_heads * attention_head_dim
-        self.rope = RotaryEmbedding(attention_head_dim, rope_theta)
+        self.rope = RotaryEmbedding(attention_head_dim, rope_theta, rope_original_latents, rope_extension)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
         self.condition_embedder = WanTimeTextImageEmbedding(dim, freq_dim, dim * 6, text_dim)
         self.action_encoder = nn.Sequential(
@@ -238,7 +278,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.warp = LatentWarp(dim, out_channels, warp_operators, warp_radius) if warp_operators else None
+        self.view_blend = ViewBlend(dim, out_channels) if view_focal else None
         self.gradient_checkpointing = False
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
@@ -259,6 +299,20 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         for x in (actions, poses * scale):
             folded.append(x.unflatten(1, (-1, stride)).flatten(2) if x.shape[1] % stride == 0 else fold_frames(x, stride))
         return self.action_encoder(folded[0]), self.pose_encoder(folded[1])
+
+    def set_rope_extension(self, extension: float, original_latents: int | None = None) -> CausalWorldTransformer:
+        """Extend time `extension` times beyond `original_latents` (default: the config's) by YaRN; returns the model itself.
+
+        Saved with the config. A memory made before keeps keys turned by the old embedding: make a new one.
+        """
+        cfg = self.config
+        original = cfg.rope_original_latents if original_latents is None else original_latents
+        if (original, extension) != (cfg.rope_original_latents, cfg.rope_extension):
+            self.rope = RotaryEmbedding(cfg.attention_head_dim, cfg.rope_theta, original, extension)
+            changed = {"rope_original_latents": original, "rope_extension": extension}
+            defaults = [k for k in cfg.get("_use_default_values", []) if k not in changed]  # else `from_config` would drop them
+            self.register_to_config(**changed, _use_default_values=defaults)
+        return self
 
     def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
         return latent_size[0] // self.config.patch_size[1], latent_size[1] // self.config.patch_size[2]
@@ -281,6 +335,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         camera: tuple[Tensor, Tensor] | None = None,
         memory: CompressedMemory | None = None,
         layout: TrainingLayout | None = None,
+        view: CameraView | None = None,
         write: bool = False,
     ) -> Tensor:
         """Prediction [B, C, T, H, W] for noisy latents of the same shape.
@@ -292,6 +347,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values.
             layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
+            view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
@@ -303,6 +359,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         seen = self._visibility(memory, layout, grid)
 
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # B T*N D
+        if view is not None:
+            shown = self.view_blend.tokens(view).unflatten(0, (batch, -1)).flatten(1, 2)
+            x = x + F.pad(shown, (0, 0, x.shape[1] - shown.shape[1], 0))
         if camera is None:
             if actions is None or poses is None:
                 zero = hidden_states.new_zeros(batch, frames, self.config.camera_dim)
@@ -322,16 +381,20 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             if write:
                 keys.append(key)
                 values.append(value)
-        previous = self._previous(hidden_states, memory, layout) if self.warp is not None else None
         if write:
-            memory.write(keys, values, hidden_states[:, :, -1].clone())
+            memory.write(keys, values)
 
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
         x = x.flatten(1, 2).type_as(hidden_states)
-        x = self.proj_out(x) if previous is None else self.proj_out(x) + self.warp(x, previous)
+        out = self.proj_out(x)
+        if view is not None:
+            last = slice(x.shape[1] - shown.shape[1], None)
+            parts = (y[:, last].unflatten(1, (-1, grid[0] * grid[1])).flatten(0, 1) for y in (x, out))
+            blended = self.view_blend(*parts, view).unflatten(0, (batch, -1)).flatten(1, 2)
+            out = torch.cat([out[:, : last.start], blended], dim=1)
         _, ph, pw = self.config.patch_size
-        x = x.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
+        x = out.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _visibility(self, memory: CompressedMemory | None, layout: TrainingLayout | None, grid: tuple[int, int]) -> Visibility:
@@ -343,16 +406,6 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             keys, values, filled = memory.context(lambda k, positions: rotate(k, *self.rope(positions)))
             return Visibility(keys=keys, values=values, filled=filled)
         return Visibility()
-
-    @staticmethod
-    def _previous(latents: Tensor, memory: CompressedMemory | None, layout: TrainingLayout | None) -> Tensor:
-        """The last clean latent frame before the chunk of each one of latents [B, C, T, h, w], zero where there is none"""
-        if layout is not None:
-            there = (layout.previous >= 0).view(1, 1, -1, 1, 1).to(latents)
-            return latents[:, :, layout.previous.clamp_min(0).to(latents.device)] * there
-        if memory is None or memory.latest is None:
-            return torch.zeros_like(latents)
-        return memory.latest.unsqueeze(2).expand_as(latents)
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         embedder = self.condition_embedder

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from worldmodel.actions import Action, ActionError, as_actions, to_array
 from worldmodel.camera import integrate, pose_code
+from worldmodel.camera_view import CameraView, next_view
 from worldmodel.sampling import denoise
 
 if TYPE_CHECKING:
@@ -162,10 +163,11 @@ class World:
         clock = [time.perf_counter()]
         poses = integrate(per_frame, start=self.pose)
         camera = self._camera(per_frame, poses)
+        view = self._view(poses)
         text = self._text_context()
         noise = self._noise(self.index, self.model.config.chunk)
         clock.append(time.perf_counter())
-        latents = denoise(self.model.transformer, noise, text, camera, self._memory, self.model.config.sampler)
+        latents = denoise(self.model.transformer, noise, text, camera, self._memory, self.model.config.sampler, view=view)
         clock.append(time.perf_counter())
         chunk = self._decoded(latents, per_frame, poses)
         clock.append(time.perf_counter())
@@ -320,6 +322,12 @@ class World:
         return self.model.transformer.encode_camera(
             torch.from_numpy(actions)[None].to(**to), torch.from_numpy(pose_code(poses))[None].to(**to)
         )
+
+    def _view(self, poses: np.ndarray) -> CameraView | None:
+        """The last picture as it looks from the next chunk's poses [4t, 4, 4], for models that use it."""
+        to = dict(device=self.model.device, dtype=self.model.dtype)
+        here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (self.pose[None], poses))
+        return next_view(self.model.autoencoder, self.last_latents[:, :, -1], here[:, 0], there, self.model.transformer.config.view_focal)
 
     def _text_context(self, prompt: str | None = None) -> list[tuple[Tensor, Tensor]]:
         prompt = self._prompt if prompt is None else prompt
