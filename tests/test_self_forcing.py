@@ -4,42 +4,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from distilling import TRANSFORMER, synthetic_walks
 from small import small_model
 
 import distill.trainer
-from distill.latents import Walks
 from distill.self_forcing import FAKE, GENERATOR, SelfForcingRecipe, SelfForcingStage
 from distill.trainer import Deadline, phase
 from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 
-SHAPE = dict(
-    patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
-    rope_theta=100.0, prediction_type="sample",
-)  # fmt: skip
-
-
-def make_walks(clips=4, latents=6, channels=8):
-    g = torch.Generator().manual_seed(0)
-    frames = 1 + 4 * (latents - 1)
-    actions = torch.zeros(clips, frames, 13)
-    actions[..., 0] = 1
-    poses = torch.eye(4, dtype=torch.float64).repeat(clips, frames, 1, 1)
-    poses[:, :, 2, 3] = torch.arange(frames)
-    groups = torch.randn(clips, latents, channels, 4, 4, generator=g).half()
-    return Walks(groups, groups + 0.01, actions, poses, torch.arange(clips) % 2, torch.randn(2, 6, 16, generator=g))
-
 
 def make_stage(folder, **changes):
     recipe = SelfForcingRecipe(
         **dict(
-            transformer=SHAPE, memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2, 5.0, True), steps=9,
+            transformer=TRANSFORMER, memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2, 5.0, True), steps=9,
             curriculum=((0.0, 4, 2), (0.5, 6, 1)), critic_per_generator=2, lr=1e-3, critic_lr=1e-3, warmup=1,
         ) | changes
     )  # fmt: skip
     start, teacher = small_model(0), small_model(1)
     return SelfForcingStage(
-        recipe, folder, make_walks(), make_walks(), start.autoencoder, torch.device("cpu"),
+        recipe, folder, synthetic_walks(), synthetic_walks(), start.autoencoder, torch.device("cpu"),
         start.transformer.state_dict(), teacher.transformer.state_dict(),
     )  # fmt: skip
 

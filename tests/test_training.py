@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from distilling import TRANSFORMER, synthetic_walks
 from small import small_model
 
 from distill.autoencoder import AutoencoderRecipe, AutoencoderStage, psnr, to_frames, to_video
 from distill.causal import CausalRecipe, CausalStage, noise_levels, shifted
 from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.export import playable_stage
-from distill.latents import Walks, encode_clip
+from distill.latents import encode_clip
 from distill.optim import Muon, build_optimisers, orthogonalise
 from distill.recipe import FOLDER as RECIPES
 from distill.recipe import Recipe, RecipeError, load_recipe
@@ -112,18 +113,6 @@ def test_noise_levels_follow_the_recipe():
     assert rest.min() >= 0 and rest.median() == pytest.approx(float(shifted(torch.tensor(0.5), recipe.sampler.shift)), abs=0.02)
 
 
-def synthetic_walks(clips=6, latents=8, channels=8):
-    g = torch.Generator().manual_seed(0)
-    frames = 1 + 4 * (latents - 1)
-    actions = torch.zeros(clips, frames, 13)
-    actions[..., 0] = 1
-    poses = torch.eye(4, dtype=torch.float64).repeat(clips, frames, 1, 1)
-    poses[:, :, 2, 3] = torch.arange(frames)
-    base = torch.randn(clips, 1, channels, 4, 4, generator=g)
-    groups = base * torch.linspace(1, 0.2, latents).view(1, -1, 1, 1, 1)
-    return Walks(groups.half(), groups.half() + 0.01, actions, poses, torch.arange(clips) % 2, torch.randn(2, 6, 16, generator=g))
-
-
 def test_draws_begin_with_a_still_and_standing():
     walks = synthetic_walks()
     batch = walks.draw(5, 4, torch.Generator().manual_seed(1))
@@ -139,10 +128,7 @@ def test_causal_stage_learns_and_plays(tmp_path):
     torch.manual_seed(0)
     walks = synthetic_walks()
     recipe = CausalRecipe(
-        transformer=dict(
-            patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
-            rope_theta=100.0, prediction_type="sample",
-        ),
+        transformer=TRANSFORMER,
         memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2), steps=60, curriculum=((0.0, 6, 4),), lr=0.01, adam_lr=3e-3,
     )  # fmt: skip
     autoencoder = small_model().autoencoder
@@ -195,18 +181,12 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path, capsys):
     assert "reserved" in capsys.readouterr().err
 
 
-SMALL = dict(
-    patch_size=[1, 1, 1], num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
-    rope_theta=100.0, prediction_type="sample",
-)  # fmt: skip
-
-
 def test_the_whole_way_from_teacher_to_generator(tmp_path):
     """RELIC's stages one after the other, each in a slice of its own, and a model at the end that can be played."""
     memory, sampler = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=True)
     recipe = Recipe(
         stages=("teacher", "student_init", "self_forcing"),
-        teacher=TeacherRecipe(transformer=SMALL, steps=2, curriculum=((0.0, 4, 2),), guidance=1.0, sampler=SamplerConfig(2)),
+        teacher=TeacherRecipe(transformer=TRANSFORMER, steps=2, curriculum=((0.0, 4, 2),), guidance=1.0, sampler=SamplerConfig(2)),
         student_init=StudentInitRecipe(
             memory=memory, sampler=sampler, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=4, shard=2, guidance=1.0,
             steps=2, batch=2,
