@@ -85,13 +85,13 @@ def test_agrees_with_the_renderer():
     assert psnr(clip.frames[1:5][inner], warped[inner]).mean() > psnr(clip.frames[1:5][inner], still[inner]).mean() + 5
 
 
-@pytest.fixture
-def small():
+@pytest.fixture(params=[1, 2])
+def small(request):
     torch.manual_seed(0)
     autoencoder = TinyAutoencoder(6, (8, 8, 8), 0)
     model = CausalWorldTransformer(
-        patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, in_channels=6, out_channels=6, text_dim=8, freq_dim=16,
-        ffn_dim=32, num_layers=2, camera_dim=8, prediction_type="sample", view_focal=FOCAL,
+        patch_size=(1, request.param, request.param), num_attention_heads=2, attention_head_dim=12, in_channels=6, out_channels=6,
+        text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8, prediction_type="sample", view_focal=FOCAL,
     ).eval()  # fmt: skip
     with torch.no_grad():
         for p in model.parameters():
@@ -117,14 +117,15 @@ def test_a_rollout_sees_what_training_sees(small, chunk):
     autoencoder, model = small
     latents, config = 5, MemoryConfig(window=2)
     poses = codes("w+left*8 up*4 a*4")[None]
-    x, noisy, text = torch.randn(1, 6, latents, 2, 2), torch.randn(1, 6, latents, 2, 2), torch.randn(1, 3, 8)
+    side = 2 * model.config.patch_size[1]
+    x, noisy, text = torch.randn(1, 6, latents, side, side), torch.randn(1, 6, latents, side, side), torch.randn(1, 3, 8)
     t = torch.cat([torch.zeros(1, latents), torch.rand(1, latents) * 1000], 1)
     camera = (torch.randn(1, latents, 8), torch.randn(1, latents, 8))
     double = tuple(c.repeat(1, 2, 1) for c in camera)
     view = sequence_view(autoencoder, x, poses, chunk, FOCAL)
     layout = teacher_forcing_layout(config, latents, (2, 2), chunk)
     want = model(torch.cat([x, noisy], 2), t, text, camera=double, layout=layout, view=view)[:, :, latents:]
-    memory, start = model.new_memory(config, (2, 2), chunk=chunk), 0
+    memory, start = model.new_memory(config, (side, side), chunk=chunk), 0
     while start < latents:
         end = 1 if start == 0 else start + chunk
         part, view = tuple(c[:, start:end] for c in camera), None
@@ -137,17 +138,28 @@ def test_a_rollout_sees_what_training_sees(small, chunk):
         start = end
 
 
+@torch.no_grad()
+def test_an_open_gate_gives_the_warped_picture(small):
+    autoencoder, model = small
+    model.view_blend.gate.bias.fill_(1e4)
+    side, code = 2 * model.config.patch_size[1], codes("left+up*4")[None]
+    view = next_view(autoencoder, torch.randn(1, 6, side, side), code[:, 0], code[:, 1:], FOCAL)
+    out = model(torch.randn(1, 6, 1, side, side), torch.tensor([500.0]), torch.randn(1, 3, 8), view=view)
+    assert torch.allclose(out[:, :, 0], view.far, atol=1e-5)
+
+
 def test_depth_is_learned_from_pictures(small):
     """The gradient of the prediction reaches the depth when the camera moves, and not when it only turns."""
     autoencoder, model = small
+    patch = model.config.patch_size[1]
     for script, moves in (("w*4", True), ("left*4", False)):
         model.zero_grad()
         code = codes(script)[None]
-        view = next_view(autoencoder.requires_grad_(False), torch.randn(1, 6, 2, 2), code[:, 0], code[:, 1:], FOCAL)
-        model.view_blend(torch.randn(1, 4, 24), torch.randn(1, 4, 6), view).square().sum().backward()
+        view = next_view(autoencoder.requires_grad_(False), torch.randn(1, 6, 2 * patch, 2 * patch), code[:, 0], code[:, 1:], FOCAL)
+        model.view_blend(torch.randn(1, 4, 24), torch.randn(1, 4, 6 * patch**2), view).square().sum().backward()
         assert (float(model.view_blend.inverse_depth.weight.grad.abs().max()) > 1e-6) == moves
 
 
-def test_needs_tokens_that_are_latents():
+def test_needs_a_model_that_predicts_pictures():
     with pytest.raises(ValueError, match="view_focal needs"):
         CausalWorldTransformer(num_attention_heads=2, attention_head_dim=12, num_layers=1, view_focal=FOCAL)

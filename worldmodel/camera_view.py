@@ -109,24 +109,32 @@ def sequence_view(autoencoder: TinyAutoencoder, latents: Tensor, poses: Tensor, 
 class ViewBlend(nn.Module):
     """Shows a `CameraView` to the transformer and blends it into what comes out."""
 
-    def __init__(self, dim: int, channels: int) -> None:
+    def __init__(self, dim: int, channels: int, patch: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
-        self.enter = nn.Linear(channels, dim)
+        self.patch = patch
+        numbers = channels * patch[0] * patch[1]
+        self.enter = nn.Linear(numbers, dim)
         self.inverse_depth = nn.Linear(dim, CELLS**2)
-        self.gate = nn.Linear(dim, channels)
+        self.gate = nn.Linear(dim, numbers)
         for layer in (self.enter, self.inverse_depth, self.gate):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.constant_(self.gate.bias, 2.0)
 
     def tokens(self, view: CameraView) -> Tensor:
-        """What the view adds to the embedded tokens: [N, h*w, D]"""
-        return self.enter(view.far.flatten(2).transpose(1, 2))
+        """What the view adds to the embedded tokens: [N, L, D]"""
+        return self.enter(self._patches(view.far))
+
+    def _patches(self, latents: Tensor) -> Tensor:
+        """[N, C, h, w] -> [N, L, ph*pw*C], in the order of the transformer's output"""
+        ph, pw = self.patch
+        x = latents.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))  # N C h ph w pw
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
-        """hidden [N, h*w, D], prediction [N, h*w, C] -> the prediction blended with the warped picture"""
-        h, w = view.far.shape[-2:]
-        depth = NEAR * F.softplus(self.inverse_depth(hidden))  # N hw 16
+        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction blended with the warped picture"""
+        h, w = (n // p for n, p in zip(view.far.shape[-2:], self.patch, strict=True))
+        depth = NEAR * F.softplus(self.inverse_depth(hidden))  # N L 16
         depth = F.pixel_shuffle(depth.transpose(1, 2).unflatten(2, (h, w)), CELLS)
-        seen = view.latents(depth).flatten(2).transpose(1, 2)
+        seen = self._patches(view.latents(depth))
         return torch.lerp(out, seen, torch.sigmoid(self.gate(hidden)))

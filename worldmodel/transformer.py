@@ -262,8 +262,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             raise ValueError(f"A patch spans one latent frame, so that time stays causal; got patch_size={tuple(patch_size)}.")
         if prediction_type not in ("velocity", "sample"):
             raise ValueError(f"prediction_type is 'velocity' or 'sample', got {prediction_type!r}.")
-        if view_focal and (tuple(patch_size) != (1, 1, 1) or prediction_type != "sample"):
-            raise ValueError("view_focal needs patch_size=(1, 1, 1) and prediction_type='sample'.")
+        if view_focal and prediction_type != "sample":
+            raise ValueError("view_focal needs prediction_type='sample'.")
         dim = num_attention_heads * attention_head_dim
         self.rope = RotaryEmbedding(attention_head_dim, rope_theta, rope_original_latents, rope_extension)
         self.patch_embedding = nn.Conv3d(in_channels, dim, kernel_size=tuple(patch_size), stride=tuple(patch_size))
@@ -278,7 +278,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.view_blend = ViewBlend(dim, out_channels) if view_focal else None
+        self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:])) if view_focal else None
         self.gradient_checkpointing = False
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
