@@ -60,6 +60,12 @@ def noise_levels(recipe: CausalRecipe, batch: int, latents: int, rng: torch.Gene
     return context, torch.where(pure, torch.ones(()), target)
 
 
+def channel_weight(autoencoder: VideoAutoencoder, power: float, device: torch.device) -> Tensor:
+    """Weights [1, C, 1, 1, 1] of the channels in a loss, 1 on average: 0, all alike; 1, by how much each changes the picture."""
+    gain = autoencoder.channel_gain.to(device) ** (2 * power)
+    return (gain / gain.mean()).view(1, -1, 1, 1, 1)
+
+
 class CausalStage:
     """Trains `CausalWorldTransformer` on encoded walks."""
 
@@ -83,10 +89,7 @@ class CausalStage:
         if init is not None:
             self.model.load_state_dict(init)
         self.model.to(device)
-        if isinstance(autoencoder, torch.nn.Module):
-            autoencoder.requires_grad_(False)
-        gain = autoencoder.channel_gain.to(device) ** (2 * recipe.pixel_weight)
-        self.channel_weight = (gain / gain.mean()).view(1, -1, 1, 1, 1)
+        self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
@@ -110,7 +113,10 @@ class CausalStage:
         camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
         camera = tuple(c.repeat(1, 2, 1) for c in camera)
         noisy = noisy.to(to)
-        view = sequence_view(self.autoencoder, noisy[:, :, :latents], walk["poses"].to(to), r.chunk, self.model.config.view_focal)
+        c = self.model.config
+        view = sequence_view(
+            self.autoencoder, noisy[:, :, :latents], walk["poses"].to(to), r.chunk, r.memory, c.view_pictures, c.view_focal
+        )
         out = self.model(noisy, (1000 * levels).to(to), text.to(to), camera=camera, layout=layout, view=view)[:, :, latents:]
         target = clean if self.model.config.prediction_type == "sample" else noise[:, :, latents:] - clean
         error = (out - target.to(to)).square() * self.channel_weight

@@ -15,29 +15,34 @@ and gets neither gradient nor loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from worldmodel.camera_view import CameraView
 from worldmodel.transformer import CausalWorldTransformer
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a sequence is made from: text [B, L, D], actions [B, F, 13] and pose codes [B, F, 9] of its F video frames."""
+    """What a sequence is made from: text [B, L, D], actions [B, F, 13] and pose codes [B, F, 9] of its F video frames.
+
+    `view` is the start picture from the poses of all frames (`camera_view.start_view`), for score models that are shown it.
+    """
 
     text: Tensor
     actions: Tensor
     poses: Tensor
+    view: CameraView | None = None
 
     def to(self, device: torch.device) -> Condition:
-        return Condition(self.text.to(device), self.actions.to(device), self.poses.to(device))
+        return replace(self, text=self.text.to(device), actions=self.actions.to(device), poses=self.poses.to(device))
 
     def without_text(self) -> Condition:
         """The same with the empty prompt, whose embedding is zero."""
-        return Condition(torch.zeros_like(self.text), self.actions, self.poses)
+        return replace(self, text=torch.zeros_like(self.text))
 
 
 def predict_clean(model: CausalWorldTransformer, x: Tensor, level: Tensor, text: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -81,7 +86,7 @@ def clean_estimates(
     noisy, levels = renoise(x, level, noise)
 
     def estimate(model: CausalWorldTransformer, c: Condition) -> Tensor:
-        out = predict_clean(model, noisy, levels, c.text, c.actions, c.poses)
+        out = predict_clean(model, noisy, levels, c.text, c.actions, c.poses, view=c.view)
         return torch.cat([x[:, :, :1], out[:, :, 1:]], dim=2)
 
     x_real, x_fake = estimate(real, condition), estimate(fake, condition)
@@ -121,6 +126,6 @@ def fake_score_loss(fake: CausalWorldTransformer, x: Tensor, condition: Conditio
     """
     x = x.detach()
     noisy, levels = renoise(x, level, noise)
-    out = fake(noisy, 1000 * levels, condition.text, condition.actions, condition.poses)
+    out = fake(noisy, 1000 * levels, condition.text, condition.actions, condition.poses, view=condition.view)
     target = x if fake.config.prediction_type == "sample" else noise - x
     return (out - target)[:, :, 1:].square().mean()

@@ -30,7 +30,7 @@ def replay_backward(model: CausalWorldTransformer, played: RollOut, difference: 
     memory = start_memory(model, latents[:, :, :1], text, condition, played.config)
     total = torch.zeros((), device=latents.device)
     for x, block in zip(played.inputs, played.config.blocks(latents.shape[2]), strict=True):
-        view = view_of(model, latents[:, :, block.start - 1], block, condition, played.config)
+        view = view_of(model, latents[:, :, : block.start], block, condition, played.config)
         with torch.enable_grad():
             clean = exit_estimate(model, x, played.level, block, condition.text, condition, memory, view)
             loss = matching_loss(clean, difference[:, :, block], difference.numel())

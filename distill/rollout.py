@@ -87,10 +87,12 @@ def exit_estimate(
 
 
 def view_of(model: CausalWorldTransformer, before: Tensor, block: slice, condition: Condition, config: RollOutConfig) -> CameraView | None:
-    """What a block looks like from the latent frame before it [B, C, h, w], for models that are shown it."""
-    frames = video_frames(block)
-    here, there = condition.poses[:, frames.start - 1], condition.poses[:, frames]
-    return next_view(config.autoencoder, before.detach(), here, there, model.config.view_focal)
+    """A block's view of what is remembered of the latent frames before it [B, C, T, h, w], for models that are shown it."""
+    c, frames = model.config, video_frames(block)
+    index = torch.arange(block.start)
+    index = index[config.memory.remembers(index, block.start, config.chunk)]
+    here, there = condition.poses[:, TEMPORAL_STRIDE * index], condition.poses[:, frames]
+    return next_view(config.autoencoder, before.detach()[:, :, index], here, there, index, c.view_pictures, c.view_focal)
 
 
 def _camera(condition: Condition, block: slice) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,7 @@ def roll_out(
         rng = generator(seed, block.start)
         shape = (*start.shape[:2], block.stop - block.start, *start.shape[3:])
         x = torch.randn(shape, generator=rng, dtype=start.dtype).to(start.device)
-        view = view_of(model, latents[-1][:, :, -1], block, condition, config)
+        view = view_of(model, torch.cat(latents, 2), block, condition, config)
         scheduler = config.sampler.scheduler()  # it counts its steps
         for timestep, level in zip(scheduler.timesteps[:exit_step], scheduler.sigmas, strict=False):
             clean = exit_estimate(model, x, level, block, text, condition, memory, view)

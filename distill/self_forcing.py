@@ -8,13 +8,14 @@ generator makes now. The horizon grows by the curriculum, 5 s, 10 s, 20 s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill.causal import channel_weight
 from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
@@ -22,6 +23,7 @@ from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out, sample_sheet
 from distill.trainer import Trainer, generator, phase
 from worldmodel.autoencoder import VideoAutoencoder
+from worldmodel.camera_view import start_view
 from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
@@ -52,6 +54,10 @@ class SelfForcingRecipe:
     clip: float = 10.0
     warmup: int = 50
     ema: float = 0.99  # counts generator steps
+    regression: float = 0.0
+    """Weight of the way to the walk's own latents beside the difference of scores. Not RELIC's: it needs walks whose every frame
+    follows from start picture, prompt and poses, as in worlds that stand still."""
+    pixel_weight: float = 0.0  # of the regression, as in the causal stage
     guidance: float = 3.0  # on the real score: cond + guidance (cond - uncond)
     clamp: tuple[float, float] = (20.0, 980.0)  # timesteps at which the scores are compared
     replay: bool = True  # False: one graph over all blocks, the same gradient
@@ -93,6 +99,7 @@ class SelfForcingStage:
             adamw(self.generator.parameters(), recipe.lr, recipe.weight_decay, recipe.betas),
             adamw(self.fake.parameters(), recipe.critic_lr, recipe.weight_decay, recipe.betas),
         )
+        self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.losses: dict[str, float] = {}
         self.trainer = Trainer(
             "self_forcing", self.folder, nn.ModuleDict({"generator": self.generator, "fake": self.fake}), optimisers, self.loss,
@@ -106,19 +113,24 @@ class SelfForcingStage:
         latents, batch = phase(r.curriculum, step, r.steps)
         rng = generator(r.seed, step)
         walk = self.walks.draw(batch, latents, rng)
+        truth = walk["latents"].to(to)
         condition = Condition(walk["text"], walk["actions"], walk["poses"]).to(to)
+        view = start_view(self.autoencoder, truth[:, :, :1], condition.poses, self.real.config.view_focal)
+        condition = replace(condition, view=view)
         exit_step = int(torch.randint(r.sampler.steps, (), generator=rng))
         seed = int(torch.randint(2**31, (), generator=rng))
         level = sample_level(batch, rng, r.sampler.shift, r.clamp).to(to)
-        noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
+        noise = torch.randn(truth.shape, generator=rng).to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
+        played = roll_out(self.generator, truth[:, :, :1], condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
         else:
             difference = score_difference(played.latents, self.real, self.fake, condition, level, noise, r.guidance)
+            if r.regression:
+                difference = difference + r.regression * self.channel_weight * (played.latents.detach() - truth)
             loss = replay_backward(self.generator, played, difference) if r.replay else full_graph_backward(played, difference)
             self.losses["generator"] = float(loss)
         return loss, {"latents": float(latents)} | self.losses

@@ -25,12 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.causal import CausalStage
+from distill.causal import CausalStage, channel_weight
 from distill.latents import Walks
 from distill.optim import build_optimisers
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
+from worldmodel.camera_view import sequence_view, start_view
 from worldmodel.memory import MemoryConfig, training_layout
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
@@ -48,6 +49,7 @@ class StudentInitRecipe:
     trajectory_steps: int = 48
     shard: int = 8  # trajectories in a file, which go through the teacher together
     guidance: float = 3.0  # of the teacher
+    pixel_weight: float = 0.0  # as in the causal stage
     steps: int = 3000
     batch: int = 8
     optimiser: str = "muon"
@@ -94,8 +96,8 @@ def _origin(teacher: CausalWorldTransformer, recipe: StudentInitRecipe) -> str:
 
 
 def make_trajectories(
-    teacher: CausalWorldTransformer, walks: Walks, folder: Path, recipe: StudentInitRecipe, device: torch.device,
-    deadline: Deadline | None = None,
+    teacher: CausalWorldTransformer, walks: Walks, autoencoder: VideoAutoencoder, folder: Path, recipe: StudentInitRecipe,
+    device: torch.device, deadline: Deadline | None = None,
 ) -> bool:  # fmt: skip
     """Write `recipe.trajectories` trajectories in shards under `folder`; returns whether all are there (False: deadline).
 
@@ -124,8 +126,9 @@ def make_trajectories(
                 noise = torch.randn(walk["latents"].shape, generator=rng).to(device)
                 text, actions, poses = (walk[k].to(device) for k in ("text", "actions", "poses"))
                 first = walk["latents"][:, :, :1].to(device)
+                view = start_view(autoencoder, first, poses, teacher.config.view_focal)
                 states = sample_sequence(
-                    teacher, noise, text, actions, poses, recipe.trajectory_sampler, first, recipe.guidance, trajectory=True
+                    teacher, noise, text, actions, poses, recipe.trajectory_sampler, first, recipe.guidance, trajectory=True, view=view
                 )[::stride]
                 shard = {"states": states.transpose(0, 1).half(), "actions": actions, "poses": poses, "text": text}
                 part = path.with_suffix(".part")
@@ -198,6 +201,7 @@ class StudentInitStage(CausalStage):
         if init is not None:
             self.model.load_state_dict(init)
         self.model.to(device)
+        self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         self.sigmas = recipe.sampler.scheduler().sigmas  # S levels and 0
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
@@ -217,7 +221,8 @@ class StudentInitStage(CausalStage):
         x, end, sigma = states.gather(1, at)[:, 0].to(to), states[:, -1].to(to), self.sigmas[index].to(to)
         layout = training_layout(r.memory, latents, self.grid, r.chunk, str(to), noisy_blocks=r.noisy_blocks)
         text, actions, poses = (drawn[k].to(to) for k in ("text", "actions", "poses"))
-        out = self.model(x, 1000 * sigma, text, actions, poses, layout=layout)
+        c, many = self.model.config, r.chunk * r.noisy_blocks
+        view = sequence_view(self.autoencoder, end, poses, r.chunk, r.memory, c.view_pictures, c.view_focal, last=many)
+        out = self.model(x, 1000 * sigma, text, actions, poses, layout=layout, view=view)
         guess = out if self.model.config.prediction_type == "sample" else x - sigma[:, None, :, None, None] * out
-        noisy = slice(latents - r.chunk * r.noisy_blocks, None)
-        return (guess - end)[:, :, noisy].square().mean(), {"blocks": float(blocks)}
+        return ((guess - end).square() * self.channel_weight)[:, :, -many:].mean(), {"blocks": float(blocks)}

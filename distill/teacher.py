@@ -19,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from distill.autoencoder import psnr, to_frames
-from distill.causal import shifted
+from distill.causal import channel_weight
+from distill.dmd import shifted
 from distill.latents import Walks, latent_clips
 from distill.optim import build_optimisers
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
+from worldmodel.camera_view import CameraView, start_view
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -42,6 +44,7 @@ class TeacherRecipe:
     weight_decay: float = 0.01
     ema: float = 0.998
     first_clean: float = 0.95  # probability that the first latent frame is the start picture
+    pixel_weight: float = 0.0  # as in the causal stage
     text_dropout: float = 0.1
     guidance: float = 3.0  # of the samples; 1: none
     seed: int = 0
@@ -64,6 +67,7 @@ def teacher_for(folder: Path, latents: int) -> Path:
 def sample_sequence(
     model: CausalWorldTransformer, noise: Tensor, text_embeddings: Tensor, actions: Tensor, poses: Tensor, sampler: SamplerConfig,
     first: Tensor | None = None, guidance: float = 1.0, trajectory: bool = False, generator: torch.Generator | None = None,
+    view: CameraView | None = None,
 ) -> Tensor:  # fmt: skip
     """Whole clips, all latent frames at once, by following the model's flow from noise.
 
@@ -73,6 +77,7 @@ def sample_sequence(
         actions, poses: per video frame [B, 4T-3, 13] and pose codes [B, 4T-3, 9].
         first: the start picture's clean latent [B, C, 1, h, w], which stays at noise level 0; None: the first is made too.
         guidance: classifier-free guidance ``v = v_null + guidance (v_text - v_null)``; the null prompt is a zero embedding.
+        view: the start picture from all poses (`camera_view.start_view`), for models that are shown it.
         trajectory: return all states [steps + 1, B, C, T, h, w], from the noise (first included) to the clean clip.
 
     Returns:
@@ -91,9 +96,9 @@ def sample_sequence(
     x = hold_first(noise)
     states = [x]
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        out = model(x, timestep.to(noisy) * noisy, text, camera=camera)
+        out = model(x, timestep.to(noisy) * noisy, text, camera=camera, view=view)
         if null is not None:
-            other = model(x, timestep.to(noisy) * noisy, null, camera=camera)
+            other = model(x, timestep.to(noisy) * noisy, null, camera=camera, view=view)
             out = other + guidance * (out - other)
         velocity = out if model.config.prediction_type == "velocity" else (x - out) / sigma
         x = hold_first(scheduler.step(velocity, timestep, x, generator=generator, return_dict=False)[0])
@@ -121,6 +126,7 @@ class TeacherStage:
         if init is not None:
             self.model.load_state_dict(init)
         self.model.to(device)
+        self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
             "teacher", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
@@ -146,10 +152,12 @@ class TeacherStage:
         keep_text = torch.rand(batch, generator=rng) >= r.text_dropout
         text = walk["text"] * keep_text[:, None, None]
         level = sigma[:, None, :, None, None]
-        noisy = (1 - level) * clean + level * noise
-        out = self.model(noisy.to(to), (1000 * sigma).to(to), text.to(to), walk["actions"].to(to), walk["poses"].to(to))
+        noisy = ((1 - level) * clean + level * noise).to(to)
+        actions, poses = walk["actions"].to(to), walk["poses"].to(to)
+        view = start_view(self.autoencoder, noisy[:, :, :1], poses, self.model.config.view_focal)
+        out = self.model(noisy, (1000 * sigma).to(to), text.to(to), actions, poses, view=view)
         target = clean if self.model.config.prediction_type == "sample" else noise - clean
-        error = (out - target.to(to)).square().mean((1, 3, 4))  # B T
+        error = ((out - target.to(to)).square() * self.channel_weight).mean((1, 3, 4))  # B T
         counted = (sigma > 0).to(error)
         return (error * counted).sum() / counted.sum().clamp_min(1), {"latents": float(latents)}
 
@@ -167,7 +175,9 @@ class TeacherStage:
         text = self.held_out.text[self.held_out.prompt[picks]]
         out = []
         for first, e, t, a, p in zip(*(x.split(batch) for x in (still, noise, text, actions, codes)), strict=True):
-            x = sample_sequence(self.model, e.to(to), t.to(to), a.to(to), p.to(to), r.sampler, first.to(to), r.guidance)
+            first, p = first.to(to), p.to(to)
+            view = start_view(self.autoencoder, first, p, self.model.config.view_focal)
+            x = sample_sequence(self.model, e.to(to), t.to(to), a.to(to), p, r.sampler, first, r.guidance, view=view)
             out.append(x.cpu())
         return torch.cat(out)
 

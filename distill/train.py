@@ -140,7 +140,7 @@ def train(
             if not stage.trainer.run(deadline):
                 return False
             stage.finish()
-        autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval()
+        autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval().requires_grad_(False)
 
         # 2. latents
         if not (out / "walks" / "done").exists():
@@ -172,9 +172,9 @@ def train_models(
         if name == "causal":
             stage = CausalStage(section, *common, None if done else init)
         elif name == "teacher":
-            stage = TeacherStage(section, *common, None if done else init)
+            stage = TeacherStage(section, *common, done["causal"].state_dict() if "causal" in done else init)
         elif name == "student_init":
-            if not make_trajectories(done["teacher"], walks, out / name / "trajectories", section, device, deadline):
+            if not make_trajectories(done["teacher"], walks, autoencoder, out / name / "trajectories", section, device, deadline):
                 return False
             stage = StudentInitStage(section, *common, done["teacher"])
         else:

@@ -32,7 +32,7 @@ class GaussianTeacher(nn.Module):
 
     def __init__(self, mean: float = 0.7, std: float = 0.5, prediction_type: str = "velocity") -> None:
         super().__init__()
-        self.config = SimpleNamespace(prediction_type=prediction_type, rope_extension=1.0)
+        self.config = SimpleNamespace(prediction_type=prediction_type, rope_extension=1.0, view_focal=0.0, view_pictures=1)
         self.mean = nn.Parameter(torch.tensor(mean))
         self.std = std
         self.timesteps: list[Tensor] = []

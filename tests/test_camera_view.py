@@ -1,4 +1,4 @@
-"""The warped last picture: against closed forms, against the renderer, and streaming as it trains."""
+"""The warped pictures: against closed forms, against the renderer, and streaming as it trains."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,16 @@ from distill.scenes import render
 from worldmodel.actions import as_actions, to_array
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
-from worldmodel.camera_view import CameraView, ViewBlend, next_view, pixel_rays, rotation_and_position, sequence_view
+from worldmodel.camera_view import (
+    CameraView,
+    ViewBlend,
+    choose_pictures,
+    next_view,
+    pixel_rays,
+    rotation_and_position,
+    sequence_view,
+    start_view,
+)
 from worldmodel.memory import MemoryConfig, teacher_forcing_layout
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -19,11 +28,8 @@ FOCAL = 0.7
 class Pixels:
     """A code that keeps pixels as they are."""
 
-    def __init__(self, picture):
-        self.picture = picture
-
     def last_picture(self, latents):
-        return self.picture
+        return latents
 
     def encode(self, video, grouped=False):
         return video
@@ -32,6 +38,11 @@ class Pixels:
 def codes(script):
     poses = integrate(to_array(as_actions(script)))
     return torch.from_numpy(pose_code(np.concatenate([np.eye(4)[None], poses])))
+
+
+def view_of(pictures, here, there, quality=1.0):
+    """[K, 3, H, W], [K, 9] and [4, 9] -> the view of one sample"""
+    return CameraView(Pixels(), pictures[None], here[None], there[None], torch.full((1, len(pictures)), quality), FOCAL)
 
 
 def look(rays):
@@ -45,16 +56,17 @@ def test_a_turn_is_exact_wherever_the_picture_reaches(script):
     size = (48, 64)
     rays = pixel_rays(size, FOCAL, "cpu")
     picture = look(rays).view(*size, 3).permute(2, 0, 1)[None]
-    code = codes(script)[None]
-    view = CameraView(Pixels(picture), None, code[:, 0], code[:, 1:], FOCAL)
-    got = view.warped(torch.zeros(()))[0]  # 3 4 H W
-    rotation, _ = rotation_and_position(code[0, 1:])
+    code = codes(script)
+    got, known = (x[0] for x in view_of(picture, code[:1], code[1:]).warped(torch.zeros(())))  # 3 4 H W, 4 H W
+    rotation, _ = rotation_and_position(code[1:])
     for frame in range(4):
         turned = rays @ rotation[frame].T
         inside = (turned[:, 0] / turned[:, 2]).abs() < 0.48 / FOCAL
         inside &= (turned[:, 1] / turned[:, 2]).abs() < 0.48 / FOCAL * size[0] / size[1]
         error = (got[:, frame].flatten(1).T - look(turned)).abs().amax(1)
-        assert inside.float().mean() > 0.5 and error[inside].max() < 0.01
+        assert inside.float().mean() > 0.5 and error[inside].max() < 0.01 and (known[frame].flatten()[inside] == 1).all()
+        outside = ((turned[:, 0] / turned[:, 2]).abs() > 0.52 / FOCAL) | (turned[:, 2] < 0)
+        assert (known[frame].flatten()[outside] == 0).all()
 
 
 def test_walking_to_a_wall_makes_it_larger():
@@ -63,13 +75,13 @@ def test_walking_to_a_wall_makes_it_larger():
     rays = pixel_rays(size, FOCAL, "cpu")
     wall = lambda x, y: torch.stack([torch.sin(x / 3), torch.cos(y / 4), torch.sin((x + y) / 5)], -1)  # noqa: E731
     picture = wall(20 * rays[:, 0], 20 * rays[:, 1]).view(*size, 3).permute(2, 0, 1)[None]
-    code = codes("w*4")[None]
-    assert torch.allclose(code[0, -1, :3], torch.tensor([0.0, 0.0, 4.0]), atol=1e-5)
-    view = CameraView(Pixels(picture), None, code[:, 0], code[:, 1:], FOCAL)
-    got = view.warped(torch.full((1, 1, 4, 4), 1 / 16))[0, :, -1]
+    code = codes("w*4")
+    assert torch.allclose(code[-1, :3], torch.tensor([0.0, 0.0, 4.0]), atol=1e-5)
+    view = view_of(picture, code[:1], code[1:])
+    got = view.warped(torch.full((1, 1, 4, 4), 1 / 16))[0][0, :, -1]
     want = wall(16 * rays[:, 0], 16 * rays[:, 1]).view(*size, 3).permute(2, 0, 1)
     assert (got - want).abs().max() < 0.01
-    assert (view.warped(torch.zeros(()))[0, :, -1] - picture[0]).abs().max() < 1e-4  # infinitely far: nothing moves
+    assert (view.warped(torch.zeros(()))[0][0, :, -1] - picture[0]).abs().max() < 1e-4  # infinitely far: nothing moves
 
 
 def test_agrees_with_the_renderer():
@@ -77,9 +89,9 @@ def test_agrees_with_the_renderer():
     poses = relative_to_first(clip.camera_to_world, clip.step)
     code = torch.from_numpy(pose_code(poses))[None]
     intrinsics = clip.intrinsics.reshape(-1, 4)[0]
-    picture = to_video(clip.frames[None, :1])[:, :, 0]
-    view = CameraView(Pixels(picture), None, code[:, 0], code[:, 1:5], float(intrinsics[0]))
-    warped = to_frames(view.warped(torch.zeros(())))[0]
+    picture = to_video(clip.frames[None, :1]).transpose(1, 2)
+    view = CameraView(Pixels(), picture, code[:, :1], code[:, 1:5], torch.ones(1, 1), float(intrinsics[0]))
+    warped = to_frames(view.warped(torch.zeros(()))[0])[0]
     still = np.broadcast_to(clip.frames[:1], warped.shape)
     inner = (slice(None), slice(12, -12), slice(12, -12))
     assert psnr(clip.frames[1:5][inner], warped[inner]).mean() > psnr(clip.frames[1:5][inner], still[inner]).mean() + 5
@@ -92,6 +104,7 @@ def small(request):
     model = CausalWorldTransformer(
         patch_size=(1, request.param, request.param), num_attention_heads=2, attention_head_dim=12, in_channels=6, out_channels=6,
         text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8, prediction_type="sample", view_focal=FOCAL,
+        view_pictures=3,
     ).eval()  # fmt: skip
     with torch.no_grad():
         for p in model.parameters():
@@ -99,30 +112,112 @@ def small(request):
     return autoencoder, model
 
 
+def orthogonal_code(channels=6):
+    """An autoencoder whose linear code is a projection, as principal components are"""
+    autoencoder = TinyAutoencoder(channels, (8, 8, 8), 0)
+    with torch.no_grad():
+        basis = torch.linalg.qr(torch.randn(12 * 256, channels))[0].T.reshape(channels, 12, 16, 16)
+        for code in (autoencoder.linear_encoder, autoencoder.linear_decoder):
+            code.weight.copy_(basis)
+            code.bias.zero_()
+    return autoencoder.requires_grad_(False)
+
+
 def test_starts_as_mostly_the_warped_picture():
+    """Where the picture reaches; elsewhere what the transformer made stays, to the pixel."""
     torch.manual_seed(0)
-    autoencoder, blend = TinyAutoencoder(6, (8, 8, 8), 0), ViewBlend(10, 6)
+    autoencoder, blend = orthogonal_code(), ViewBlend(10, 6)
     code = codes("left*4")[None]
-    view = next_view(autoencoder, torch.randn(1, 6, 2, 2), code[:, 0], code[:, 1:], FOCAL)
+    start = torch.randn(1, 6, 1, 2, 2)
+    view = start_view(autoencoder, start, code, FOCAL)
     assert (blend.tokens(view) == 0).all()
     out = torch.randn(1, 4, 6)
     got = blend(torch.randn(1, 4, 10), out, view)  # a turn: depth does not matter
-    assert torch.allclose(got, torch.lerp(out, view.far.flatten(2).transpose(1, 2), torch.tensor(2.0).sigmoid()), atol=1e-5)
-    assert next_view(autoencoder, None, None, None, 0.0) is None
+    frames, known = view.warped(torch.zeros(()))
+    assert 0.5 < float((known > 0).float().mean()) < 1
+    mine = autoencoder.linear_frames(out.transpose(1, 2).unflatten(2, (2, 2)))
+    pixels = torch.where(known[:, None] > 0, torch.lerp(mine, frames, torch.tensor(2.0).sigmoid()), mine)
+    want = autoencoder.encode(pixels, grouped=True)[:, :, 0].flatten(2).transpose(1, 2)
+    assert torch.allclose(got, want, atol=1e-5)
+    assert next_view(autoencoder, start, code[:, :1], code[:, 1:], torch.zeros(1), 1, 0.0) is None
+
+
+def test_looking_back_shows_the_start_picture():
+    """After turning away and back, the start is chosen and, seen best, nearly all that is shown."""
+    code = codes("left*16 right*16")
+    here = code[::4][:-1]
+    index = torch.arange(len(here))
+    allowed = torch.ones(1, len(here), dtype=torch.bool)
+    last = torch.tensor([len(here) - 1])
+    picks, quality = choose_pictures(here[None], code[-1:], index, allowed, last, 3, FOCAL, (32, 32))
+    assert picks[0, 0] == len(here) - 1 and picks[0, 1] == 0 and float(quality[0, 1]) == 1.0
+    picks, _ = choose_pictures(here[None], code[-1:], index, allowed & (index > 3), last, 3, FOCAL, (32, 32))
+    assert 0 not in picks
+    pictures = torch.stack([torch.full((3, 32, 32), v) for v in (-1.0, 1.0)])  # the last one is black, the start white
+    view = CameraView(Pixels(), pictures[None], here[[-1, 0]][None], code[-4:][None], torch.tensor([[0.5, 1.0]]), FOCAL)
+    frames, known = view.warped(torch.zeros(()))
+    assert abs(float(frames[0, :, -1].min()) - (1 - 0.5**4) / (1 + 0.5**4)) < 1e-4 and (known[0, -1] == 1).all()
+    frames, _ = view.warped(torch.zeros(()), torch.tensor([4.0, -4.0]).view(1, 2, 1, 1))
+    assert (frames[0, :, -1, :, 8] < 0).all()  # a preference that is strong enough decides otherwise
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pictures_are_chosen_greedily(seed):
+    """Against plain loops over pixels, candidates and picks."""
+    rng = np.random.default_rng(seed)
+    keys = ["w", "a", "left", "right", "left", "up", "d"]
+    code = codes(" ".join(f"{k}*{int(n)}" for k, n in zip(rng.permutation(keys), rng.integers(2, 14, 7), strict=True)))
+    here, there = code[:-1:4], code[-1]
+    rays = pixel_rays((8, 8), FOCAL, "cpu").double().numpy()
+
+    def columns(c):
+        c = c.double().numpy()
+        return np.stack([c[3:6], c[6:9], np.cross(c[3:6], c[6:9])], 1), c[:3]
+
+    rotation, position = columns(there)
+    shown = np.zeros((len(here), len(rays)))
+    for s, c in enumerate(here):
+        turn, origin = columns(c)
+        for p, ray in enumerate(rays):
+            x, y, z = turn.T @ (rotation @ ray + 0.02 * (position - origin))
+            inside = z > 0.05 and abs(x / z * 2 * FOCAL) <= 1 and abs(y / z * 2 * FOCAL) <= 1
+            shown[s, p] = inside * 0.98**s / (1 + np.linalg.norm(position - origin) / 16)
+    want = [len(here) - 1]
+    for _ in range(3):
+        gains = [np.maximum(shown[s] - shown[want].max(0), 0).sum() for s in range(len(here))]
+        want.append(int(np.argmax(gains)) if max(gains) > 1e-7 else want[0])
+    allowed = torch.ones(1, len(here), dtype=torch.bool)
+    picks, _ = choose_pictures(here[None], there[None], torch.arange(len(here)), allowed, torch.tensor(want[:1]), 4, FOCAL, (16, 16))
+    assert picks[0].tolist() == want
+
+
+@pytest.mark.parametrize("config", [MemoryConfig(2, horizon=7), MemoryConfig(3, (), 7), MemoryConfig(2, (1,), 5)])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_the_pictures_remembered_are_those_of_the_memory(config, chunk):
+    from worldmodel.memory import CompressedMemory
+
+    memory = CompressedMemory(config, 1, 1, 2, (2, 2), chunk=chunk)
+    for t in [1] + [chunk] * 6:
+        memory.write([torch.zeros(1, 4 * t, 1, 2)], [torch.zeros(1, 4 * t, 1, 2)])
+        index = torch.arange(memory.count + 3)
+        assert index[config.remembers(index, memory.count, chunk)].tolist() == [e.index for e in memory._entries]
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("schedule", [(1, 4, 2), ()])
 @pytest.mark.parametrize("chunk", [1, 2])
-def test_a_rollout_sees_what_training_sees(small, chunk):
+def test_a_rollout_sees_what_training_sees(small, chunk, schedule):
     autoencoder, model = small
-    latents, config = 5, MemoryConfig(window=2)
+    latents, config = 5, MemoryConfig(2, schedule)
     poses = codes("w+left*8 up*4 a*4")[None]
     side = 2 * model.config.patch_size[1]
     x, noisy, text = torch.randn(1, 6, latents, side, side), torch.randn(1, 6, latents, side, side), torch.randn(1, 3, 8)
     t = torch.cat([torch.zeros(1, latents), torch.rand(1, latents) * 1000], 1)
     camera = (torch.randn(1, latents, 8), torch.randn(1, latents, 8))
     double = tuple(c.repeat(1, 2, 1) for c in camera)
-    view = sequence_view(autoencoder, x, poses, chunk, FOCAL)
+    view = sequence_view(autoencoder, x, poses, chunk, config, 3, FOCAL)
+    tail = sequence_view(autoencoder, x, poses, chunk, config, 3, FOCAL, last=2)
+    assert torch.equal(tail.far, view.far[-2:])
     layout = teacher_forcing_layout(config, latents, (2, 2), chunk)
     want = model(torch.cat([x, noisy], 2), t, text, camera=double, layout=layout, view=view)[:, :, latents:]
     memory, start = model.new_memory(config, (side, side), chunk=chunk), 0
@@ -131,7 +226,9 @@ def test_a_rollout_sees_what_training_sees(small, chunk):
         part, view = tuple(c[:, start:end] for c in camera), None
         if start:
             frames = slice(4 * (start - 1) + 1, 4 * (end - 1) + 1)
-            view = next_view(autoencoder, x[:, :, start - 1], poses[:, frames.start - 1], poses[:, frames], FOCAL)
+            index = torch.arange(start)
+            index = index[config.remembers(index, start, chunk)]
+            view = next_view(autoencoder, x[:, :, index], poses[:, 4 * index], poses[:, frames], index, 3, FOCAL)
         got = model(noisy[:, :, start:end], t[:, latents + start : latents + end], text, camera=part, memory=memory, view=view)
         assert (got - want[:, :, start:end]).abs().max() < 2e-5
         model(x[:, :, start:end], t[:, start:end], text, camera=part, memory=memory, write=True)
@@ -140,10 +237,11 @@ def test_a_rollout_sees_what_training_sees(small, chunk):
 
 @torch.no_grad()
 def test_an_open_gate_gives_the_warped_picture(small):
-    autoencoder, model = small
+    autoencoder, model = orthogonal_code(), small[1]
     model.view_blend.gate.bias.fill_(1e4)
-    side, code = 2 * model.config.patch_size[1], codes("left+up*4")[None]
-    view = next_view(autoencoder, torch.randn(1, 6, side, side), code[:, 0], code[:, 1:], FOCAL)
+    side, code = 2 * model.config.patch_size[1], codes("static*4")[None]
+    view = start_view(autoencoder, torch.randn(1, 6, 1, side, side), code, FOCAL)
+    assert (view.reached > 0).all()
     out = model(torch.randn(1, 6, 1, side, side), torch.tensor([500.0]), torch.randn(1, 3, 8), view=view)
     assert torch.allclose(out[:, :, 0], view.far, atol=1e-5)
 
@@ -155,7 +253,7 @@ def test_depth_is_learned_from_pictures(small):
     for script, moves in (("w*4", True), ("left*4", False)):
         model.zero_grad()
         code = codes(script)[None]
-        view = next_view(autoencoder.requires_grad_(False), torch.randn(1, 6, 2 * patch, 2 * patch), code[:, 0], code[:, 1:], FOCAL)
+        view = start_view(autoencoder.requires_grad_(False), torch.randn(1, 6, 1, 2 * patch, 2 * patch), code, FOCAL)
         model.view_blend(torch.randn(1, 4, 24), torch.randn(1, 4, 6 * patch**2), view).square().sum().backward()
         assert (float(model.view_blend.inverse_depth.weight.grad.abs().max()) > 1e-6) == moves
 

@@ -18,7 +18,7 @@ class Gaussian(torch.nn.Module):
         self.mean, self.log_std = torch.nn.Parameter(torch.tensor(mean)), torch.nn.Parameter(torch.tensor(std).log())
         self.config, self.text_pull = SimpleNamespace(prediction_type=prediction), text_pull
 
-    def forward(self, x, timestep, text, actions=None, poses=None):
+    def forward(self, x, timestep, text, actions=None, poses=None, view=None):
         s = (timestep / 1000)[:, None, :, None, None]
         a, variance = 1 - s, (2 * self.log_std).exp().view(1, -1, 1, 1, 1)
         mean = self.mean.view(1, -1, 1, 1, 1) + self.text_pull * text.mean((1, 2)).view(-1, 1, 1, 1, 1)

@@ -1,5 +1,8 @@
 """Replayed back-propagation gives the full graph's gradient, and the roll-out is what the sampler and the cache give."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +11,9 @@ from distill.dmd import Condition, matching_loss, predict_clean
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out, video_frames
 from distill.trainer import generator
+from worldmodel.actions import as_actions, to_array
+from worldmodel.autoencoder import TinyAutoencoder
+from worldmodel.camera import integrate, pose_code
 from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig, denoise
 from worldmodel.transformer import CausalWorldTransformer
@@ -15,11 +21,11 @@ from worldmodel.transformer import CausalWorldTransformer
 LATENTS, STEPS = 9, 3
 
 
-def make_model(prediction="sample", seed=0, dtype=torch.float32):
+def make_model(prediction="sample", seed=0, dtype=torch.float32, **more):
     torch.manual_seed(seed)
     model = CausalWorldTransformer(
         patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
-        ffn_dim=32, num_layers=2, camera_dim=8, rope_theta=100.0, prediction_type=prediction,
+        ffn_dim=32, num_layers=2, camera_dim=8, rope_theta=100.0, prediction_type=prediction, **more,
     )  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,6 +46,27 @@ def make_inputs(batch=2, dtype=torch.float32):
 
 def config(chunk=1, stochastic=True):
     return RollOutConfig(MemoryConfig(window=2), SamplerConfig(STEPS, 5.0, stochastic), chunk)
+
+
+def test_replay_gradient_with_camera_views():
+    """Views are of what was rolled out, so replay sees those of the roll-out; the pictures are constants to both."""
+    torch.manual_seed(0)
+    autoencoder = TinyAutoencoder(4, (8, 8, 8), 0).requires_grad_(False)
+    model = make_model(view_focal=0.7, view_pictures=3)
+    start, condition, difference = make_inputs()
+    walk = integrate(to_array(as_actions("left*16 w*8 right*8")))
+    codes = torch.from_numpy(pose_code(np.concatenate([np.eye(4)[None], walk])))
+    condition = replace(condition, poses=codes[None].expand(2, -1, -1))
+    views = replace(config(), autoencoder=autoencoder)
+    played = roll_out(model, start, condition, views, 11, 1)
+    graph = roll_out(model, start, condition, views, 11, 1, graph=True)
+    without = roll_out(make_model(), start, condition, config(), 11, 1)
+    assert torch.equal(played.latents, graph.latents) and (played.latents - without.latents).abs().max() > 0.1
+    replay_backward(model, played, difference)
+    got = gradient(model)
+    full_graph_backward(graph, difference)
+    want = gradient(model)
+    assert (got - want).norm() < 1e-5 * want.norm()
 
 
 def gradient(model):

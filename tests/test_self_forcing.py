@@ -7,14 +7,18 @@ import torch
 from distilling import TRANSFORMER, synthetic_walks
 from small import small_model
 
+import distill.self_forcing
 import distill.trainer
+from distill.dmd import Condition
+from distill.rollout import roll_out
 from distill.self_forcing import FAKE, GENERATOR, SelfForcingRecipe, SelfForcingStage
-from distill.trainer import Deadline, phase
+from distill.trainer import Deadline, generator, phase
+from worldmodel.camera_view import ViewBlend
 from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 
 
-def make_stage(folder, **changes):
+def make_stage(folder, view=False, **changes):
     recipe = SelfForcingRecipe(
         **dict(
             transformer=TRANSFORMER, memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2, 5.0, True), steps=9,
@@ -22,13 +26,53 @@ def make_stage(folder, **changes):
         ) | changes
     )  # fmt: skip
     start, teacher = small_model(0), small_model(1)
+    weights = [m.transformer.state_dict() for m in (start, teacher)]
+    if view:
+        torch.manual_seed(0)
+        blend = ViewBlend(24, 8)
+        for p in blend.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        weights = [w | {f"view_blend.{k}": v for k, v in blend.state_dict().items()} for w in weights]
     return SelfForcingStage(
         recipe, folder, synthetic_walks(), synthetic_walks(), start.autoencoder, torch.device("cpu"),
-        start.transformer.state_dict(), teacher.transformer.state_dict(),
+        *weights,
     )  # fmt: skip
 
 
-def weights(stage):
+def test_regression_adds_the_way_to_the_walk(tmp_path, monkeypatch):
+    """With equal scores nothing but the regression is left: its gradient is that of the mean squared error of the roll-out."""
+    monkeypatch.setattr(distill.self_forcing, "score_difference", lambda x, *_: torch.zeros_like(x))
+    stage = make_stage(tmp_path, regression=2.0, critic_per_generator=1, sampler=SamplerConfig(1), pixel_weight=0.5)
+    stage.generator.zero_grad()
+    loss, _ = stage.loss(1)
+    got = {k: p.grad.clone() for k, p in stage.generator.named_parameters() if p.grad is not None}
+    rng = generator(stage.recipe.seed, 1)
+    walk = stage.walks.draw(2, 4, rng)
+    torch.randint(1, (), generator=rng)
+    seed = int(torch.randint(2**31, (), generator=rng))
+    condition = Condition(walk["text"], walk["actions"], walk["poses"])
+    stage.generator.zero_grad()
+    played = roll_out(stage.generator, walk["latents"][:, :, :1], condition, stage.recipe.roll_out(None), seed, 0, graph=True)
+    gain = stage.autoencoder.channel_gain
+    weight = (gain / gain.mean()).view(1, -1, 1, 1, 1)
+    (2.0 * 0.5 * (weight * (played.latents - walk["latents"]).square()).mean()).backward()
+    for k, p in stage.generator.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(got[k], p.grad, atol=1e-6), k
+
+
+def test_the_scores_are_shown_the_start_picture(tmp_path):
+    stage = make_stage(tmp_path, transformer=TRANSFORMER | dict(view_focal=0.7), view=True)
+    for step in (0, 2):  # the fake score's turn, the generator's
+        stage.trainer.model.zero_grad()
+        loss, _ = stage.loss(step)
+        if loss.requires_grad:
+            loss.backward()
+        moved = stage.fake if step == 0 else stage.generator
+        assert moved.view_blend.gate.weight.grad.abs().max() > 0
+
+
+def all_weights(stage):
     return {**stage.trainer.model.state_dict(), **{f"ema.{k}": v for k, v in stage.trainer.ema.weights.items()}}
 
 
@@ -54,7 +98,7 @@ def test_resume_equals_uninterrupted(tmp_path):
     second = make_stage(tmp_path / "cut")
     assert second.trainer.step == 5
     assert second.trainer.run(Deadline(2))
-    want, got = weights(whole), weights(second)
+    want, got = all_weights(whole), all_weights(second)
     assert all(torch.equal(want[k], got[k]) for k in want)
     again = make_stage(tmp_path / "cut")  # of the finished run: both optimisers' states came back too
     a, b = whole.trainer.optimisers.state_tensors(), again.trainer.optimisers.state_tensors()
@@ -112,17 +156,17 @@ def test_whose_turn_it_is(tmp_path):
     stage = make_stage(tmp_path, steps=3)
     recipe = stage.recipe
     assert [recipe.turn(s) for s in range(6)] == [FAKE, FAKE, GENERATOR] * 2
-    before, teacher = {k: v.clone() for k, v in weights(stage).items()}, {k: v.clone() for k, v in stage.real.state_dict().items()}
+    before, teacher = {k: v.clone() for k, v in all_weights(stage).items()}, {k: v.clone() for k, v in stage.real.state_dict().items()}
     assert all(torch.equal(before[f"fake.{k}"], v) for k, v in teacher.items())  # the fake score starts as the teacher
 
     def moved(prefix):
-        return any(not torch.equal(before[k], v) for k, v in weights(stage).items() if k.startswith(prefix))
+        return any(not torch.equal(before[k], v) for k, v in all_weights(stage).items() if k.startswith(prefix))
 
     stop_at(stage, 2)
     with pytest.raises(KeyboardInterrupt):
         stage.trainer.run(Deadline(2))
     assert moved("fake.") and not moved("generator.") and not moved("ema.")
-    before = {k: v.clone() for k, v in weights(stage).items()}
+    before = {k: v.clone() for k, v in all_weights(stage).items()}
     stage = make_stage(tmp_path, steps=3)
     stage.trainer.run(Deadline(2))
     assert moved("generator.") and moved("ema.") and not moved("fake.")

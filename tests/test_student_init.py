@@ -15,6 +15,7 @@ from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 CPU = torch.device("cpu")
+AUTOENCODER = small_model().autoencoder
 
 
 def make_recipe(**changes):
@@ -32,13 +33,13 @@ def real_teacher():
 
 def make_stage(folder, init=None, **changes):
     walks = synthetic_walks()
-    return StudentInitStage(make_recipe(**changes), folder, walks, walks, small_model().autoencoder, CPU, init)
+    return StudentInitStage(make_recipe(**changes), folder, walks, walks, AUTOENCODER, CPU, init)
 
 
 # -- trajectories ----------------------------------------------------------------------------------------------------------
 def test_states_lie_on_the_known_flow_at_the_students_levels(tmp_path):
     teacher, recipe = GaussianTeacher(), make_recipe(trajectory_steps=96)
-    assert make_trajectories(teacher, synthetic_walks(), tmp_path, recipe, CPU)
+    assert make_trajectories(teacher, synthetic_walks(), AUTOENCODER, tmp_path, recipe, CPU)
     found = Trajectories(tmp_path)
     assert len(found) == 5
     for i in range(5):
@@ -52,7 +53,7 @@ def test_states_lie_on_the_known_flow_at_the_students_levels(tmp_path):
 
 def test_the_last_state_is_what_the_sampler_gives(tmp_path):
     teacher, recipe, walks = real_teacher(), make_recipe(guidance=2.0), synthetic_walks()
-    make_trajectories(teacher, walks, tmp_path, recipe, CPU)
+    make_trajectories(teacher, walks, AUTOENCODER, tmp_path, recipe, CPU)
     rng = generator(recipe.seed + 1, 1)  # the second shard
     walk = walks.draw(2, 6, rng)
     noise = torch.randn(walk["latents"].shape, generator=rng)
@@ -71,21 +72,21 @@ def test_the_last_state_is_what_the_sampler_gives(tmp_path):
 
 def test_trajectories_resume_by_shard_and_refuse_a_mixture(tmp_path):
     teacher, walks, recipe = GaussianTeacher(), synthetic_walks(), make_recipe()
-    assert not make_trajectories(teacher, walks, tmp_path, recipe, CPU, Deadline(0))
+    assert not make_trajectories(teacher, walks, AUTOENCODER, tmp_path, recipe, CPU, Deadline(0))
     with pytest.raises(FileNotFoundError, match="make_trajectories"):
         Trajectories(tmp_path)
-    assert make_trajectories(teacher, walks, tmp_path, recipe, CPU)
+    assert make_trajectories(teacher, walks, AUTOENCODER, tmp_path, recipe, CPU)
     files = sorted(tmp_path.iterdir())
     assert [p.name for p in files] == [f"trajectories-0000{i}.safetensors" for i in range(3)]
     content = [p.read_bytes() for p in files]
     files[1].unlink()
     teacher.timesteps.clear()
-    assert make_trajectories(teacher, walks, tmp_path, recipe, CPU)
+    assert make_trajectories(teacher, walks, AUTOENCODER, tmp_path, recipe, CPU)
     assert len(teacher.timesteps) == recipe.trajectory_steps  # one shard was made, not three
     assert [p.read_bytes() for p in files] == content
     for other_teacher, other in ((GaussianTeacher(mean=0.1), recipe), (teacher, make_recipe(guidance=2.0))):
         with pytest.raises(ValueError, match="another teacher or recipe"):
-            make_trajectories(other_teacher, walks, tmp_path, other, CPU)
+            make_trajectories(other_teacher, walks, AUTOENCODER, tmp_path, other, CPU)
 
 
 # -- hybrid forcing --------------------------------------------------------------------------------------------------------
@@ -103,12 +104,12 @@ def test_levels_are_the_students_one_for_each_noisy_block():
 def test_loss_is_the_error_of_the_clean_end_of_noisy_blocks(tmp_path, chunk, blocks):
     """A point mass has straight flows: the exact velocity has no loss, one that is off by d has d^2 times the mean of sigma^2."""
     teacher = GaussianTeacher(std=0.0)
-    make_trajectories(teacher, synthetic_walks(), tmp_path / "trajectories", make_recipe(chunk=chunk, blocks=blocks), CPU)
+    make_trajectories(teacher, synthetic_walks(), AUTOENCODER, tmp_path / "trajectories", make_recipe(chunk=chunk, blocks=blocks), CPU)
     stage = make_stage(tmp_path, chunk=chunk, blocks=blocks)
     noisy = slice(-2 * chunk, None)
 
     class Off(GaussianTeacher):
-        def forward(self, x, timestep, text, actions, poses, layout):
+        def forward(self, x, timestep, text, actions, poses, layout, view):
             assert actions.shape[1] == poses.shape[1] == 4 * x.shape[2] - 3
             assert layout.mask.shape[0] == 16 * x.shape[2]
             self.seen = x, timestep
@@ -133,7 +134,7 @@ def test_loss_is_the_error_of_the_clean_end_of_noisy_blocks(tmp_path, chunk, blo
 
 def test_learns_from_the_teacher_and_plays(tmp_path):
     teacher = real_teacher()
-    make_trajectories(teacher, synthetic_walks(), tmp_path / "trajectories", make_recipe(), CPU)
+    make_trajectories(teacher, synthetic_walks(), AUTOENCODER, tmp_path / "trajectories", make_recipe(), CPU)
     stage = make_stage(tmp_path, teacher)
     assert all(torch.equal(v, stage.model.state_dict()[k]) for k, v in teacher.state_dict().items())
     assert stage.model.config.rope_extension == 1.5
@@ -149,7 +150,7 @@ def test_learns_from_the_teacher_and_plays(tmp_path):
 def test_resume_equals_uninterrupted(tmp_path):
     teacher = real_teacher()
     for name in ("whole", "cut"):
-        make_trajectories(teacher, synthetic_walks(), tmp_path / name / "trajectories", make_recipe(), CPU)
+        make_trajectories(teacher, synthetic_walks(), AUTOENCODER, tmp_path / name / "trajectories", make_recipe(), CPU)
     whole = make_stage(tmp_path / "whole", teacher, steps=6)
     whole.trainer.sample = None
     assert whole.trainer.run(Deadline(5))

@@ -136,8 +136,18 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         raw = self.encode_groups(video.flatten(1, 2)).unsqueeze(2) if grouped else self.encode_raw(video)
         return (raw - self.latents_mean) / self.latents_std
 
+    def encode_change(self, change: Tensor) -> Tensor:
+        """By how much latents [B, C, h, w] change when one group of frames changes by `change` [B, 3, 4, H, W]"""
+        code = self.linear_encoder
+        return F.conv2d(change.flatten(1, 2), code.weight, stride=self.spatial_stride) / self.latents_std[:, :, 0]
+
+    def linear_frames(self, latents: Tensor) -> Tensor:
+        """Four video frames [B, 3, 4, H, W] of one latent frame [B, C, h, w], by the linear code alone"""
+        raw = latents * self.latents_std[:, :, 0] + self.latents_mean[:, :, 0]
+        return self.linear_decoder(raw).unflatten(1, (3, TEMPORAL_STRIDE))
+
     def last_picture(self, latents: Tensor) -> Tensor:
-        """Last video frame [B, 3, H, W] of one latent frame [B, C, h, w], by the linear code alone"""
+        """Last of the `linear_frames`, clamped: [B, 3, H, W]"""
         raw = latents * self.latents_std[:, :, 0] + self.latents_mean[:, :, 0]
         last = slice(TEMPORAL_STRIDE - 1, None, TEMPORAL_STRIDE)
         code = self.linear_decoder

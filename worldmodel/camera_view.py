@@ -1,9 +1,13 @@
-"""The last picture, seen from where the camera goes next. Not RELIC's; off unless a config gives a focal length.
+"""Remembered pictures, seen from where the camera goes next. Not RELIC's; off unless a config gives a focal length.
 
-Most of the next picture is the last one from another place, and the poses are known exactly. So a small model need not learn how a
-turn moves pixels: the last picture is warped to the poses of the next frames, encoded, and shown to the transformer; at the
-end the warp is repeated with the depth that the transformer found, and blended with what it made itself. A turn needs no depth
-and is exact from the first training step; what comes into view still has to come from the memory.
+Most of the next picture was seen before from another place, and all poses are known exactly. So a small model need not learn
+how a turn moves pixels: the last picture and a few remembered ones are warped to the poses of the next frames, put together and
+shown to the transformer; at the end the warp is repeated with the depth that the transformer found, and takes the place of what it
+made itself wherever a remembered picture reaches. A turn needs no depth and is exact from the first training step.
+
+Which pictures: first the last one, then those that add most to what can be seen from the new pose (`choose_pictures`). A picture
+made long after the start has been looked up many times over, and one taken from far away shows other sides of things, so both count
+less (`quality`); that is why looking back at the start shows the start picture again.
 """
 
 from __future__ import annotations
@@ -15,11 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
+from worldmodel.memory import MemoryConfig
 
 NEAR = 0.01
 """Unit of inverse depth, in 1/steps: a step is what the camera moves in a frame at speed 1."""
 CELLS = 4
 """Inverse depths per token and axis."""
+USUAL = 0.02
+"""Inverse depth at which it is judged what a picture shows."""
+FADES = 0.98
+"""Quality that a picture keeps for every latent frame between the start and it."""
+FAR_AWAY = 16.0
+"""Steps between two places at which the picture of one is half as good for the other."""
+SHARPER = 4.0
+"""Power of the quality by which pictures are weighed where several reach."""
 
 
 def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,102 +41,202 @@ def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([x, y, torch.linalg.cross(x, y)], -1), code[..., :3]
 
 
-@lru_cache(maxsize=8)
-def pixel_rays(size: tuple[int, int], focal: float, device: str) -> Tensor:
+def relative(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn [..., 3, 3] and move [..., 3] that take the camera `there` into the axes of the camera `here`; pose codes [..., 9]"""
+    from_world, origin = rotation_and_position(here)
+    to_world, position = rotation_and_position(there)
+    move = ((position - origin).unsqueeze(-2) @ from_world).squeeze(-2)
+    return from_world.transpose(-1, -2) @ to_world, move
+
+
+@lru_cache(maxsize=16)
+def pixel_rays(size: tuple[int, int], focal: float, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """Directions [H*W, 3] through the pixels' centres, OpenCV axes, z = 1; `focal` is fx / W, pixels are square."""
     height, width = size
     f = focal * width
     y, x = torch.meshgrid(torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2, indexing="ij")
-    return torch.stack([x / f, y / f, torch.ones_like(x)], -1).flatten(0, 1).to(device)
+    return torch.stack([x / f, y / f, torch.ones_like(x)], -1).flatten(0, 1).to(device, dtype)
 
 
-class CameraView:
-    """One picture [N, 3, H, W] and the poses from which the next `TEMPORAL_STRIDE` frames look.
+def look_up(rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
+    """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, and whether inside it [..., P].
+
+    `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `aspect` is width over height.
+    """
+    seen = rays @ turn.transpose(-1, -2) + inverse_depth * move.unsqueeze(-2)
+    where = seen[..., :2] / seen[..., 2:].clamp_min(0.05) * seen.new_tensor([2 * focal, 2 * focal * aspect])
+    return where, (where.abs() <= 1).all(-1) & (seen[..., 2] > 0.05)
+
+
+# -- which pictures --------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def choose_pictures(
+    here: Tensor, there: Tensor, index: Tensor, allowed: Tensor, last: Tensor, count: int, focal: float, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The last picture and `count` - 1 others that together show best what is seen from a new pose.
+
+    Picture after picture is added that raises most the best quality with which each of the new picture's places is shown.
 
     Args:
-        autoencoder: its linear code turns the picture's latents into pixels and the warped pixels into latents.
-        latents: [N, C, h, w], the latent frame whose last video frame is the picture.
-        here, there: pose codes [N, 9] of the picture and [N, 4, 9] of the frames wanted.
+        here: pose codes [N, S, 9] of the candidates; `index` [S], when they were, in latent frames from the start.
+        there: pose codes [N, 9] wanted.
+        allowed: [N, S], which may be chosen; `last` [N], the candidate that is chosen in any case.
+
+    Returns:
+        picks [N, count] and their quality [N, count]; when no other adds anything, the last one again, with quality 0.
+    """
+    turn, move = relative(here, there.unsqueeze(1))
+    quality = FADES ** index.to(here) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
+    rays = pixel_rays((8, 8 * size[1] // size[0]), focal, str(here.device), here.dtype)
+    _, inside = look_up(rays, turn, move, USUAL, focal, size[1] / size[0])
+    shown = inside * quality.unsqueeze(-1) * allowed.unsqueeze(-1)  # N S P
+    rows = torch.arange(len(here), device=here.device)
+    picks, qualities = [last], [quality[rows, last]]
+    best = shown[rows, last]  # N P
+    for _ in range(count - 1):
+        gain = (shown - best.unsqueeze(1)).clamp_min(0).sum(-1)  # N S
+        most, pick = gain.max(1)
+        picks.append(torch.where(most > 0, pick, last))
+        qualities.append(quality[rows, pick] * (most > 0))
+        best = torch.maximum(best, shown[rows, picks[-1]])
+    return torch.stack(picks, 1), torch.stack(qualities, 1)
+
+
+# -- the view --------------------------------------------------------------------------------------------------------------
+class CameraView:
+    """K pictures and the poses from which the next `TEMPORAL_STRIDE` frames look.
+
+    Args:
+        autoencoder: its linear code turns latents into pixels and warped pixels into latents.
+        latents: [N, K, C, h, w], latent frames whose last video frames are the pictures.
+        here, there: pose codes [N, K, 9] of the pictures and [N, 4, 9] of the frames wanted.
+        quality: [N, K], how much each picture counts where several reach.
         focal: focal length over picture width.
     """
 
-    def __init__(self, autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, focal: float) -> None:
-        self.autoencoder, self.focal = autoencoder, focal
+    def __init__(self, autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, quality: Tensor, focal: float) -> None:
+        self.autoencoder, self.focal, self.quality = autoencoder, focal, quality
         with torch.no_grad():
-            self.picture = autoencoder.last_picture(latents)
-            to_world, position = rotation_and_position(there)
-            from_world, origin = rotation_and_position(here)
-            self.turn = from_world.unsqueeze(1).transpose(-1, -2) @ to_world  # [N, 4, 3, 3]: wanted camera -> the picture's camera
-            self.move = ((position - origin.unsqueeze(1)).unsqueeze(-2) @ from_world.unsqueeze(1)).squeeze(-2)  # [N, 4, 3]
-            self.far = self.latents(self.picture.new_zeros(()))
-        """Latents [N, C, h, w] of the warped picture as if everything were infinitely far away."""
+            self.pictures = autoencoder.last_picture(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])  # N K 3 H W
+            self.turn, self.move = relative(here.unsqueeze(2), there.unsqueeze(1))  # [N, K, 4, ...]
+            frames, reached = self.warped(self.pictures.new_zeros(()))
+            self.far = autoencoder.encode(frames, grouped=True)[:, :, 0]
+            self.reached = reached
+        """`far`: latents [N, C, h, w] of the warped pictures as if everything were infinitely far away; `reached` [N, 4, H, W]: with
+        what quality, 0 where no picture reaches."""
 
-    def latents(self, inverse_depth: Tensor) -> Tensor:
-        """Latents [N, C, h, w] of `warped`"""
-        return self.autoencoder.encode(self.warped(inverse_depth), grouped=True)[:, :, 0]
+    def warped(self, inverse_depth: Tensor, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The wanted frames [N, 3, 4, H, W], and with what quality their pixels are known [N, 4, H, W], 0 where they are not.
 
-    def warped(self, inverse_depth: Tensor) -> Tensor:
-        """The wanted frames [N, 3, 4, H, W]; inverse depth in 1/steps, a scalar or [N, 1, k, l], spread over their pixels.
+        A pixel's ray is turned into a picture's camera, moved by its inverse depth, and looked up. Pictures that reach it are
+        averaged by quality; where none does, the first one's edge is repeated.
 
-        A pixel's ray is turned into the picture's camera, moved by its inverse depth, and looked up; edges repeat.
+        Args:
+            inverse_depth: in 1/steps, a scalar or [N, 1, k, l], spread over the pixels.
+            preference: [N, K, k, l], added to the logarithms of the pictures' weights.
         """
-        n, _, height, width = self.picture.shape
+        n, k, _, height, width = self.pictures.shape
         if inverse_depth.ndim:
-            inverse_depth = F.interpolate(inverse_depth, (height, width), mode="bilinear").flatten(1)[:, None, :, None]  # N 1 HW 1
-        rays = pixel_rays((height, width), self.focal, str(self.picture.device)).to(self.picture.dtype)
-        seen = rays @ self.turn.transpose(-1, -2) + inverse_depth * self.move.unsqueeze(-2)  # N 4 HW 3
-        where = seen[..., :2] / seen[..., 2:].clamp_min(0.05) * (2 * self.focal)
-        where = where * where.new_tensor([1.0, width / height])
-        grid = where.view(n, TEMPORAL_STRIDE * height, width, 2)
-        frames = F.grid_sample(self.picture, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return frames.unflatten(2, (TEMPORAL_STRIDE, height))
+            inverse_depth = F.interpolate(inverse_depth, (height, width), mode="bilinear").flatten(2)[:, :, None, :, None]  # N 1 1 HW 1
+        rays = pixel_rays((height, width), self.focal, str(self.pictures.device), self.pictures.dtype)
+        where, inside = look_up(rays, self.turn, self.move, inverse_depth, self.focal, width / height)  # N K 4 HW
+        grid = where.view(n * k, TEMPORAL_STRIDE * height, width, 2)
+        frames = F.grid_sample(self.pictures.flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        frames = frames.view(n, k, 3, TEMPORAL_STRIDE, height, width)
+        known = inside.view(n, k, TEMPORAL_STRIDE, height, width) * self.quality[:, :, None, None, None]
+        if k == 1:
+            return frames[:, 0], known[:, 0]
+        weight = known**SHARPER
+        if preference is not None:
+            weight = weight * F.interpolate(preference, (height, width), mode="bilinear").clamp(-6, 6).exp().unsqueeze(2)
+        weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
+        weight = weight / weight.sum(1, keepdim=True)
+        return (frames * weight.unsqueeze(2)).sum(1), known.amax(1)
 
 
-def next_view(autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, focal: float) -> CameraView | None:
-    """The view of a whole chunk from the latent frame before it; None without a focal length.
+def next_view(
+    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, pictures: int, focal: float
+) -> CameraView | None:
+    """The views of a chunk from at most `pictures` of the latent frames that are remembered; None without a focal length.
 
-    latents [B, C, h, w], `here` [B, 9] the pose of their last frame, `there` [B, 4t, 9] the poses of the chunk's frames.
+    latents [B, C, S, h, w], the last one that before the chunk, pose codes `here` [B, S, 9] of their last video frames, `index`
+    [S], when they were; `there` [B, 4t, 9], the poses of the chunk's frames.
     """
     if not focal:
         return None
-    t = there.shape[1] // TEMPORAL_STRIDE
-    latents, here = (x.repeat_interleave(t, dim=0) for x in (latents, here))
-    return CameraView(autoencoder, latents, here, there.unflatten(1, (t, TEMPORAL_STRIDE)).flatten(0, 1), focal)
+    t, s = there.shape[1] // TEMPORAL_STRIDE, latents.shape[2]
+    there = there.unflatten(1, (t, TEMPORAL_STRIDE)).flatten(0, 1)
+    size = tuple(n * autoencoder.spatial_stride for n in latents.shape[-2:])
+    here = here.repeat_interleave(t, dim=0)
+    last = torch.full((len(here),), s - 1, device=here.device)
+    allowed = torch.ones(len(here), s, dtype=torch.bool, device=here.device)
+    picks, quality = choose_pictures(here, there[:, -1], index.to(here.device), allowed, last, min(pictures, s), focal, size)
+    return _view(autoencoder, latents, here, there, picks, quality, focal)
 
 
-def sequence_view(autoencoder: TinyAutoencoder, latents: Tensor, poses: Tensor, chunk: int, focal: float) -> CameraView | None:
-    """The views of latent frames 1..T-1 of a sequence, each from the latent frame before its chunk; None without a focal length.
+def start_view(autoencoder: TinyAutoencoder, start: Tensor, poses: Tensor, focal: float) -> CameraView | None:
+    """The views of latent frames 1..T-1 from the start picture [B, C, 1, h, w] alone, for models that see a sequence all at once."""
+    return next_view(autoencoder, start, poses[:, :1], poses[:, 1:], torch.zeros(1), 1, focal)
 
-    latents [B, C, T, h, w]; pose codes [B, 1 + 4(T-1), 9].
+
+def sequence_view(
+    autoencoder: TinyAutoencoder, latents: Tensor, poses: Tensor, chunk: int, memory: MemoryConfig, pictures: int, focal: float,
+    last: int | None = None,
+) -> CameraView | None:  # fmt: skip
+    """The views of latent frames 1..T-1 of a sequence, each as `next_view` gives it in a roll-out; None without a focal length.
+
+    latents [B, C, T, h, w]; pose codes [B, 1 + 4(T-1), 9]; `last`: of the last so many latent frames only.
     """
     if not focal:
         return None
-    frames = torch.arange(latents.shape[2] - 1)
-    before = frames // chunk * chunk  # latent frame before the chunk of latent frame 1 + i
-    pictures = latents[:, :, before].transpose(1, 2).flatten(0, 1)
-    here = poses[:, TEMPORAL_STRIDE * before].flatten(0, 1)
-    there = poses[:, 1:].unflatten(1, (-1, TEMPORAL_STRIDE)).flatten(0, 1)
-    return CameraView(autoencoder, pictures, here, there, focal)
+    b, t = len(latents), latents.shape[2] - 1
+    index = torch.arange(t, device=poses.device)
+    wanted = index if last is None else index[t - last :]
+    before = wanted // chunk * chunk  # latent frame before the chunk of latent frame 1 + i
+    allowed = torch.stack([memory.remembers(index, int(c) + 1, chunk) for c in before])  # wanted t
+    here = poses[:, : TEMPORAL_STRIDE * t : TEMPORAL_STRIDE].repeat_interleave(len(wanted), dim=0)
+    there = poses[:, 1:].unflatten(1, (t, TEMPORAL_STRIDE))[:, wanted].flatten(0, 1)
+    size = tuple(n * autoencoder.spatial_stride for n in latents.shape[-2:])
+    count = min(pictures, t)
+    picks, quality = choose_pictures(here, there[:, -1], index, allowed.repeat(b, 1), before.repeat(b), count, focal, size)
+    return _view(autoencoder, latents, here, there, picks, quality, focal)
+
+
+def _view(
+    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, picks: Tensor, quality: Tensor, focal: float
+) -> CameraView:
+    """`picks` [B*t, K] among latents [B, C, S, h, w] with pose codes `here` [B*t, S, 9]"""
+    row = torch.arange(len(latents), device=picks.device).repeat_interleave(len(picks) // len(latents))
+    chosen = latents.transpose(1, 2)[row[:, None], picks]  # N K C h w
+    return CameraView(autoencoder, chosen, here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9)), there, quality, focal)
 
 
 class ViewBlend(nn.Module):
-    """Shows a `CameraView` to the transformer and blends it into what comes out."""
+    """Shows a `CameraView` to the transformer, and puts it into what comes out.
 
-    def __init__(self, dim: int, channels: int, patch: tuple[int, int] = (1, 1)) -> None:
+    Tokens are told the warped pictures' latents and, in `CELLS` x `CELLS` cells of every frame, with what quality they reach.
+    """
+
+    def __init__(self, dim: int, channels: int, patch: tuple[int, int] = (1, 1), pictures: int = 1) -> None:
         super().__init__()
         self.patch = patch
-        numbers = channels * patch[0] * patch[1]
-        self.enter = nn.Linear(numbers, dim)
+        latents = patch[0] * patch[1]
+        self.enter = nn.Linear(channels * latents, dim)
+        self.enter_reach = nn.Linear(TEMPORAL_STRIDE * CELLS**2 * latents, dim, bias=False)
         self.inverse_depth = nn.Linear(dim, CELLS**2)
-        self.gate = nn.Linear(dim, numbers)
-        for layer in (self.enter, self.inverse_depth, self.gate):
+        self.preference = nn.Linear(dim, pictures)
+        self.gate = nn.Linear(dim, channels * latents)
+        for layer in self.children():
             nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         nn.init.constant_(self.gate.bias, 2.0)
 
     def tokens(self, view: CameraView) -> Tensor:
         """What the view adds to the embedded tokens: [N, L, D]"""
-        return self.enter(self._patches(view.far))
+        h, w = view.far.shape[-2:]
+        reach = F.pixel_unshuffle(F.adaptive_avg_pool2d(view.reached, (CELLS * h, CELLS * w)), CELLS)
+        return self.enter(self._patches(view.far)) + self.enter_reach(self._patches(reach))
 
     def _patches(self, latents: Tensor) -> Tensor:
         """[N, C, h, w] -> [N, L, ph*pw*C], in the order of the transformer's output"""
@@ -131,10 +244,20 @@ class ViewBlend(nn.Module):
         x = latents.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))  # N C h ph w pw
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
+    def _latents(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The inverse of `_patches`; `grid` is (h / ph, w / pw)"""
+        x = patches.unflatten(2, (*self.patch, -1)).unflatten(1, grid)  # N h w ph pw C
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
     def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
-        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction blended with the warped picture"""
-        h, w = (n // p for n, p in zip(view.far.shape[-2:], self.patch, strict=True))
+        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the warped pictures where they reach.
+
+        In pixels, since a token's frames are often known in part; the code is linear, so a change of pixels is one of latents.
+        """
+        grid = tuple(n // p for n, p in zip(view.far.shape[-2:], self.patch, strict=True))
         depth = NEAR * F.softplus(self.inverse_depth(hidden))  # N L 16
-        depth = F.pixel_shuffle(depth.transpose(1, 2).unflatten(2, (h, w)), CELLS)
-        seen = self._patches(view.latents(depth))
-        return torch.lerp(out, seen, torch.sigmoid(self.gate(hidden)))
+        depth = F.pixel_shuffle(depth.transpose(1, 2).unflatten(2, grid), CELLS)
+        preference = self.preference(hidden).transpose(1, 2).unflatten(2, grid)[:, : view.pictures.shape[1]]
+        frames, known = view.warped(depth, preference)
+        change = (frames - view.autoencoder.linear_frames(self._latents(out, grid))) * (known > 0).unsqueeze(1)
+        return out + torch.sigmoid(self.gate(hidden)) * self._patches(view.autoencoder.encode_change(change))

@@ -55,6 +55,11 @@ class MemoryConfig:
         s = self.factor(index)
         return -(-grid[0] // s) * -(-grid[1] // s) if s else 0
 
+    def remembers(self, index: Tensor, count: int, chunk: int = 1) -> Tensor:
+        """Which of the latent frames `index` a memory still holds when `count` are written: bool, of index's shape."""
+        past = (index == 0) | (index > count - self.horizon + chunk)
+        return (index < count) & ((index >= count - self.window) | (past if self.schedule else torch.zeros_like(past)))
+
     def window_only(self) -> MemoryConfig:
         return replace(self, schedule=())
 

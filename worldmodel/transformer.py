@@ -223,7 +223,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
     `pose_dim`, numbers per pose (`camera.pose_code`); `pose_scale`, by which translations in steps are multiplied;
     `temporal_stride`, video frames per latent frame; `rope_theta`; `rope_original_latents` and `rope_extension`, the length in
     latent frames that the weights were first trained on and by how much YaRN extends it (0 and 1: not at all); `view_focal`,
-    focal length over width of the pictures trained on, for models that are shown the warped last picture (`camera_view`; 0: not).
+    focal length over width of the pictures trained on, for models that are shown `view_pictures` of the remembered pictures from
+    where the camera goes next (`camera_view`; 0: not).
     """
 
     _supports_gradient_checkpointing = True
@@ -256,6 +257,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         rope_extension: float = 1.0,
         prediction_type: str = "velocity",
         view_focal: float = 0.0,
+        view_pictures: int = 1,
     ) -> None:
         super().__init__()
         if patch_size[0] != 1:
@@ -278,7 +280,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:])) if view_focal else None
+        self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:]), view_pictures) if view_focal else None
         self.gradient_checkpointing = False
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------

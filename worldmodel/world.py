@@ -69,6 +69,11 @@ class _Past:
     prompt: str
     decoder_state: Any  # before this chunk was decoded
 
+    def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray]:
+        """Latent frame k of the chunk [1, C, 1, h, w] and the pose [4, 4] of its last video frame."""
+        count = self.latents.shape[2]
+        return self.latents[:, :, k : k + 1], self.poses[(k + 1) * len(self.poses) // count - 1]
+
 
 class World:
     """One person's world. Made by `WorldModel.start` or `WorldModel.load_world`.
@@ -324,10 +329,18 @@ class World:
         )
 
     def _view(self, poses: np.ndarray) -> CameraView | None:
-        """The last picture as it looks from the next chunk's poses [4t, 4, 4], for models that use it."""
+        """Remembered pictures as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
+        config, chunk = self.model.transformer.config, self.model.config.chunk
+        if not config.view_focal:
+            return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (self.pose[None], poses))
-        return next_view(self.model.autoencoder, self.last_latents[:, :, -1], here[:, 0], there, self.model.transformer.config.view_focal)
+        everything = [self._start, *self._history]
+        index = torch.arange(1 + chunk * len(self._history))
+        index = index[self.model.config.memory.remembers(index, len(index), chunk)]
+        places = [divmod(i - 1, chunk) if i else (-1, 0) for i in index.tolist()]  # the start picture is a chunk of its own
+        latents, ends = zip(*(everything[i + 1].latent_frame(k) for i, k in places), strict=True)
+        here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
+        return next_view(self.model.autoencoder, torch.cat(latents, 2), here, there, index, config.view_pictures, config.view_focal)
 
     def _text_context(self, prompt: str | None = None) -> list[tuple[Tensor, Tensor]]:
         prompt = self._prompt if prompt is None else prompt
