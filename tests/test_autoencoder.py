@@ -93,3 +93,14 @@ def test_bad_shapes_say_what_is_wrong():
         tiny().encode(torch.zeros(1, 3, 4, 32, 32))
     with pytest.raises(ValueError, match="multiples of 16"):
         tiny().encode(torch.zeros(1, 3, 1, 30, 32))
+
+
+@torch.no_grad()
+def test_the_code_is_the_convolution_that_it_is_stored_as():
+    autoencoder = tiny()
+    video, latents = torch.randn(2, 12, 32, 48), torch.randn(2, autoencoder.latent_channels, 2, 3)
+    assert torch.allclose(autoencoder.encode_groups(video), autoencoder.linear_encoder(video), atol=1e-4)
+    raw = latents * autoencoder.latents_std[:, :, 0] + autoencoder.latents_mean[:, :, 0]
+    frames = autoencoder.linear_decoder(raw).unflatten(1, (3, 4))
+    assert torch.allclose(autoencoder.linear_frames(latents), frames, atol=1e-4)
+    assert torch.allclose(autoencoder.last_picture(latents), frames[:, :, -1].clamp(-1, 1), atol=1e-4)

@@ -61,11 +61,12 @@ def pixel_rays(size: tuple[int, int], focal: float, device: str, dtype: torch.dt
 def look_up(rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
     """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, and whether inside it [..., P].
 
-    `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `aspect` is width over height.
+    `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `inverse_depth` a number or [..., 1, P], `aspect` width over height.
     """
-    seen = rays @ turn.transpose(-1, -2) + inverse_depth * move.unsqueeze(-2)
-    where = seen[..., :2] / seen[..., 2:].clamp_min(0.05) * seen.new_tensor([2 * focal, 2 * focal * aspect])
-    return where, (where.abs() <= 1).all(-1) & (seen[..., 2] > 0.05)
+    x, y, z = (turn @ rays.T + inverse_depth * move.unsqueeze(-1)).unbind(-2)  # by axis, so that memory is read in one piece
+    scale = 2 * focal / z.clamp_min(0.05)
+    x, y = x * scale, y * scale * aspect
+    return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05)
 
 
 # -- which pictures --------------------------------------------------------------------------------------------------------
@@ -137,7 +138,7 @@ class CameraView:
         """
         n, k, _, height, width = self.pictures.shape
         if inverse_depth.ndim:
-            inverse_depth = F.interpolate(inverse_depth, (height, width), mode="bilinear").flatten(2)[:, :, None, :, None]  # N 1 1 HW 1
+            inverse_depth = F.interpolate(inverse_depth, (height, width), mode="bilinear").flatten(2)[:, :, None, None]  # N 1 1 1 HW
         rays = pixel_rays((height, width), self.focal, str(self.pictures.device), self.pictures.dtype)
         where, inside = look_up(rays, self.turn, self.move, inverse_depth, self.focal, width / height)  # N K 4 HW
         grid = where.view(n * k, TEMPORAL_STRIDE * height, width, 2)
