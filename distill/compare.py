@@ -212,22 +212,24 @@ def markdown(results: dict) -> str:
     out = []
     for name, rows in results["sets"].items():
         psnrs = list(rows[0]["psnr"])
-        heads = ["model", "steps", *(f"PSNR {m}" for m in psnrs), "revisit", "action error, first 5 s", "last 5 s", "no estimate"]
+        heads = ["model", "steps", *(f"PSNR {m}" for m in psnrs), "revisit"]
+        heads += ["action error, first 5 s", "no estimate", "action error, last 5 s", "no estimate"]
         heads += [*(f"sharpness {m}" for m in _ends(psnrs)), "frames/s"]
         out += [f"**{SETS.get(name, name)}** ({rows[0]['walks']} walks of {results['seconds']:g} s)", ""]
         out += ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
         for row in rows:
             cells = [row["label"], _cell(row["steps"], "d")]
             cells += [_with_error(row["psnr"][m] if row["label"] != "truth" else None) for m in psnrs] + [_with_error(row.get("revisit"))]
-            cells += [_cell(row["action error"][span], ".1f") for span in ("first 5 s", "last 5 s")] + [_cell(row["no estimate"], ".0%")]
+            for span in ("first 5 s", "last 5 s"):
+                cells += [_cell(row["action error"][span], ".1f"), _cell(row["no estimate"][span], ".0%")]
             cells += [_cell(row["sharpness"][m], ".2f") for m in _ends(psnrs)] + [_cell(row.get("frames per second"), ".1f")]
             out.append("| " + " | ".join(cells) + " |")
         out.append("")
     out += [
         "PSNR in dB against rendered truth, over the second before the one named, ± the standard error over walks. Revisit: the same of "
         f"the last quarter second of `{results['revisit']}`. Action error: degrees a second between the rotation seen in the video and the "
-        "one commanded, median over the quarter seconds that turn; no estimate: the share of those where none could be made. Sharpness: "
-        "gradient energy over the truth's.",
+        "one commanded, median over the quarter seconds that turn; no estimate: the share of those in which too little that can be seen could be "
+        "tracked. Sharpness: gradient energy over the truth's.",
         "",
         f"Speed: {', '.join(devices)}, {' or '.join(map(str, threads))} threads of PyTorch, "
         + ("all in one run." if len(runs) == 1 else f"measured in {len(runs)} runs, so compare speeds with care."),

@@ -55,13 +55,13 @@ def summary(label: str, steps: int | None, records: list[dict], frames: int) -> 
     turns = [(end, np.nan if error is None else error) for r in records for end, error in r["turns"]]
     ends, errors = np.array([t for t, _ in turns]), np.array([e for _, e in turns], dtype=float)
     seconds = (frames - 1) / FPS
-    spans = {"first 5 s": ends <= 5 * FPS, "last 5 s": ends > (seconds - 5) * FPS, "all": np.isfinite(ends)}
+    spans = {"first 5 s": ends <= 5 * FPS, "last 5 s": ends > (seconds - 5) * FPS, "all": ends > 0}
     row: dict = {"label": label, "steps": steps, "model": records[0]["model"], "walks": len(records)}
     row["psnr"] = {name: mean_and_error([r["psnr"][i] for r in records]) for i, name in enumerate(names)}
     row["action error"] = {span: _median(errors[inside]) for span, inside in spans.items()}
+    row["no estimate"] = {span: round(float(np.isnan(errors[i]).mean()), 3) if i.any() else None for span, i in spans.items()}
     second = (ends - 1) // FPS
     row["action error per second"] = [_median(errors[second == s]) for s in range(round(seconds))]
-    row["no estimate"] = round(float(np.isnan(errors).mean()), 3) if len(errors) else None
     sums = {which: np.sum([r[which] for r in records], axis=0) for which in ("energy", "truth_energy")}
     row["sharpness"] = {name: round(float(a / b), 3) for name, a, b in zip(names, sums["energy"], sums["truth_energy"], strict=True)}
     if steps is not None:

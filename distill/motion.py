@@ -16,6 +16,8 @@ GAP = 4  # frames between the two pictures of an estimate
 TURNING_DEG = 2.5  # a window turns if at least this much is commanded over it; one key held throughout is 5 degrees
 _SIZE = 128  # pixels of the longer side at which corners are tracked; the thresholds below are for it
 _MIN_TRACKS = 12
+_VISIBLE = 8e-5  # least eigenvalue (cv2.cornerMinEigenVal) of a corner; squares four grey levels apart have this much
+_MIN_KEPT = 0.25  # share of the corners that must be found again
 _RAY = 1 / 90  # radians: an inlier of a rotation, about a pixel
 _PIXEL = 0.5  # an inlier of an essential matrix
 _PURE = 0.8  # share of the tracks that one rotation explains where the camera only turned
@@ -30,11 +32,11 @@ def seen_rotation(before: np.ndarray, after: np.ndarray, intrinsics: np.ndarray)
         intrinsics: [4] fx/W, fy/H, cx/W, cy/H.
 
     Returns:
-        float64 [3, 3], or None where too few corners can be tracked (blur, blank walls, another picture) or nothing rigid
-        explains them.
+        float64 [3, 3], or None where too few corners that a person could see can be tracked (blur, blank walls, another
+        picture) or nothing rigid explains them.
     """
-    p, q, (height, width) = _tracks(before, after)
-    if len(p) < _MIN_TRACKS:
+    p, q, kept, (height, width) = _tracks(before, after)
+    if len(p) < _MIN_TRACKS or kept < _MIN_KEPT:
         return None
     focal, centre = np.array([intrinsics[0] * width, intrinsics[1] * height]), np.array([intrinsics[2] * width, intrinsics[3] * height])
     rotation, share = _pure_rotation(_rays((p - centre) / focal), _rays((q - centre) / focal))
@@ -79,17 +81,21 @@ def angle_deg(rotation: np.ndarray) -> float:
     return float(np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1))))
 
 
-def _tracks(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Positions [N, 2] of corners in both pictures (pixels, the first one's centre at 0.5), and the size they are measured in"""
+def _tracks(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, tuple[int, int]]:
+    """Positions [N, 2] of corners in both pictures (pixels, the first one's centre at 0.5), the share of the corners that was
+    found again, and the (height, width) that the positions are measured in"""
     a, b = (_grey(picture) for picture in (before, after))
     corners = cv2.goodFeaturesToTrack(a, maxCorners=200, qualityLevel=0.01, minDistance=4)
-    if corners is None:
-        return np.zeros((0, 2)), np.zeros((0, 2)), a.shape
+    if corners is not None:
+        column, row = corners.reshape(-1, 2).astype(int).T
+        corners = corners[cv2.cornerMinEigenVal(a, 3)[row, column] >= _VISIBLE]
+    if corners is None or not len(corners):
+        return np.zeros((0, 2)), np.zeros((0, 2)), 0.0, a.shape
     how = {"winSize": (11, 11), "maxLevel": 3}
     moved, found, _ = cv2.calcOpticalFlowPyrLK(a, b, corners, None, **how)
     back, found_back, _ = cv2.calcOpticalFlowPyrLK(b, a, moved, None, **how)
     good = (found & found_back).reshape(-1).astype(bool) & (np.linalg.norm((corners - back).reshape(-1, 2), axis=1) < 0.5)
-    return corners.reshape(-1, 2)[good] + 0.5, moved.reshape(-1, 2)[good] + 0.5, a.shape
+    return corners.reshape(-1, 2)[good] + 0.5, moved.reshape(-1, 2)[good] + 0.5, float(good.mean()), a.shape
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
