@@ -228,8 +228,8 @@ def markdown(results: dict) -> str:
     out += [
         "PSNR in dB against rendered truth, over the second before the one named, ± the standard error over walks. Revisit: the same of "
         f"the last quarter second of `{results['revisit']}`. Action error: degrees a second between the rotation seen in the video and the "
-        "one commanded, median over the quarter seconds that turn; no estimate: the share of those in which too little that can be seen could be "
-        "tracked. Sharpness: gradient energy over the truth's.",
+        "one commanded, median over the quarter seconds that turn; no estimate: the share of those in which too little that can be seen "
+        "could be tracked. Sharpness: gradient energy over the truth's.",
         "",
         f"Speed: {', '.join(devices)}, {' or '.join(map(str, threads))} threads of PyTorch, "
         + ("all in one run." if len(runs) == 1 else f"measured in {len(runs)} runs, so compare speeds with care."),
