@@ -158,7 +158,7 @@ def compare(lines: list[Line], sets: dict[str, list[Case]], out: Path) -> tuple[
                     key = key_of(line, case)
                     picture = out / "strips" / f"{key}.png"
                     wants_strip = number == 0 and shown[line.label] is line and line.label not in CALIBRATION[1:]
-                    bar.set_description(f"{name} {number + 1}: {line.label}" + (f", {line.steps} steps" if line.steps else ""))
+                    bar.set_description(f"{name} {number + 1}: {line.label}" + (f", {_count(line.steps, 'step')}" if line.steps else ""))
                     if key not in known or (wants_strip and not picture.exists()):
                         truths = truths or tuple(render(case.seed, s, start=case.start, size=size) for s in (case.script, REVISIT))
                         record, video = play(line, case, *truths)
@@ -215,13 +215,15 @@ def markdown(results: dict) -> str:
         heads = ["model", "steps", *(f"PSNR {m}" for m in psnrs), "revisit"]
         heads += ["action error, first 5 s", "no estimate", "action error, last 5 s", "no estimate"]
         heads += [*(f"sharpness {m}" for m in _ends(psnrs)), "frames/s"]
-        out += [f"**{SETS.get(name, name)}** ({rows[0]['walks']} walks of {results['seconds']:g} s)", ""]
+        out += [f"**{SETS.get(name, name)}** ({_count(rows[0]['walks'], 'walk')} of {results['seconds']:g} s)", ""]
         out += ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
         for row in rows:
             cells = [row["label"], _cell(row["steps"], "d")]
             cells += [_with_error(row["psnr"][m] if row["label"] != "truth" else None) for m in psnrs] + [_with_error(row.get("revisit"))]
             for span in ("first 5 s", "last 5 s"):
-                cells += [_cell(row["action error"][span], ".1f"), _cell(row["no estimate"][span], ".0%")]
+                error, missing = row["action error"][span], row["no estimate"][span]
+                shown = _cell(error, ".1f")
+                cells += [f"({shown})" if error is not None and missing > 0.5 else shown, _cell(missing, ".0%")]
             cells += [_cell(row["sharpness"][m], ".2f") for m in _ends(psnrs)] + [_cell(row.get("frames per second"), ".1f")]
             out.append("| " + " | ".join(cells) + " |")
         out.append("")
@@ -229,7 +231,7 @@ def markdown(results: dict) -> str:
         "PSNR in dB against rendered truth, over the second before the one named, ± the standard error over walks. Revisit: the same of "
         f"the last quarter second of `{results['revisit']}`. Action error: degrees a second between the rotation seen in the video and the "
         "one commanded, median over the quarter seconds that turn; no estimate: the share of those in which too little that can be seen "
-        "could be tracked. Sharpness: gradient energy over the truth's.",
+        "could be tracked, and errors from fewer than half stand in brackets. Sharpness: gradient energy over the truth's.",
         "",
         f"Speed: {', '.join(devices)}, {' or '.join(map(str, threads))} threads of PyTorch, "
         + ("all in one run." if len(runs) == 1 else f"measured in {len(runs)} runs, so compare speeds with care."),
@@ -239,6 +241,10 @@ def markdown(results: dict) -> str:
 
 def _ends(names: list[str]) -> list[str]:
     return list(dict.fromkeys((names[0], names[-1])))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -287,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(markdown(results))
-    names = {line.label: f"{line.label}, {args.steps[0]} steps" for line in lines if line.model is not None}
+    names = {line.label: f"{line.label}, {_count(args.steps[0], 'step')}" for line in lines if line.model is not None}
     Image.fromarray(sheet(strips, names)).save(args.out / "sheet.png")
     print(markdown(results))
     return 0

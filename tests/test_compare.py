@@ -125,6 +125,11 @@ def test_summary_of_known_records():
     assert row["sharpness"] == {"1 s": 0.5} and row["frames per second"] == 40.0
     assert row["action error"]["all"] == 3.0 and row["action error per second"] == [2.0, 5.0] and row["no estimate"]["all"] == 0.25
     assert summary("x", 2, records[:1], 33)["psnr"] == {"1 s": [10.0, None]}
+    table = compare.markdown({"sets": {"unseen": [row]}, "seconds": 2.0, "revisit": "left*4"})
+    assert "| x | 2 | 12.00 ± 2.00 | 13.00 ± 2.00 | 3.0 | 25% | 3.0 | 25% | 0.50 | 40.0 |" in table and "in one run" in table
+    assert "| (3.0) | 75% |" in compare.markdown(
+        {"sets": {"unseen": [row | {"no estimate": dict.fromkeys(row["no estimate"], 0.75)}]}, "seconds": 2.0, "revisit": "left*4"}
+    )
 
 
 def test_the_tour_presses_every_key_and_walks_are_reserved():
