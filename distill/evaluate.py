@@ -45,12 +45,24 @@ def cases(seeds: Iterable[int], per_seed: int, first_start: int) -> list[Case]:
     return [Case(s, first_start + k, SCRIPTS[(i + 7 * k) % len(SCRIPTS)]) for i, s in enumerate(seeds) for k in range(per_seed)]
 
 
-def roll_out(model: WorldModel, clip: Clip, actions: list[Action] | None = None) -> np.ndarray:
-    """uint8 [T, H, W, 3]: the model's walk from the clip's first frame under its actions (or others)."""
+def roll_out(model: WorldModel, clip: Clip, actions: list[Action] | None = None, chunk_ms: list[float] | None = None) -> np.ndarray:
+    """uint8 [T, H, W, 3]: the model's walk from the clip's first frame under its actions (or others).
+
+    What each chunk took, in milliseconds, is appended to `chunk_ms`.
+    """
     wanted = [Action.from_vector(a) for a in clip.actions[1:]] if actions is None else actions
     world = model.start(clip.frames[0], clip.caption, seed=0)
-    frames = [world.first_frame[None], *(chunk.frames for chunk in world.stream(wanted))]
+    frames = [world.first_frame[None]]
+    for chunk in world.stream(wanted):
+        frames.append(chunk.frames)
+        if chunk_ms is not None:
+            chunk_ms.append(sum(chunk.timings.values()))
     return np.concatenate(frames)[: len(clip)]
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of independent values [N]; NaN for a single one."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
 @torch.no_grad()
@@ -89,7 +101,7 @@ def evaluate_walks(model: WorldModel, todo: list[Case], title: str) -> tuple[dic
             "per second": [round(float(s[:, t : t + fps].mean()), 2) for t in range(0, s.shape[1], fps)],
             "mean": round(float(s.mean()), 2),
         }
-        result[name]["standard error"] = round(float(s.mean(1).std(ddof=1) / len(s) ** 0.5), 2)
+        result[name]["standard error"] = round(standard_error(s.mean(1)), 2)
     return result, pairs
 
 
