@@ -9,7 +9,6 @@ roll-out's own context is never perfect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,12 @@ from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
 from distill.rollout import RollOutConfig, sample_sheet
+from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import sequence_view
-from worldmodel.memory import MemoryConfig, teacher_forcing_layout
-from worldmodel.sampling import SamplerConfig
+from worldmodel.memory import teacher_forcing_layout
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class CausalRecipe:
-    transformer: dict[str, Any] = field(default_factory=dict)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    chunk: int = 1
-    steps: int = 3000
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 6, 8), (0.5, 8, 6), (0.85, 16, 3))
-    """(share of the steps from which it holds, latent frames, batch)"""
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.998
-    pure_noise: float = 0.5  # probability that a target is nothing but noise, where every roll-out begins
-    context_noise: float = 0.1  # context is noisy up to this level half of the time
-    first_weight: float = 0.05  # of the first latent frame as a target: the start picture from the prompt alone
-    pixel_weight: float = 0.5  # 0: all latent channels count the same in the loss; 1: as much as they change the picture
-    text_dropout: float = 0.1
-    seed: int = 0
 
 
 def noise_levels(recipe: CausalRecipe, batch: int, latents: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

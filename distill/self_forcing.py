@@ -8,7 +8,6 @@ generator makes now. The horizon grows by the curriculum, 5 s, 10 s, 20 s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +19,12 @@ from distill.latents import Walks
 from distill.optim import Optimisers, adamw
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out, sample_sheet
+from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
 from distill.trainer import Trainer, generator, phase
 from worldmodel.autoencoder import VideoAutoencoder
-from worldmodel.memory import MemoryConfig
-from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 Init = CausalWorldTransformer | dict[str, Tensor]
-GENERATOR, FAKE = 0, 1  # order of the optimisers
-
-
-@dataclass(frozen=True)
-class SelfForcingRecipe:
-    """Defaults are Self-Forcing's where RELIC gives none; the learning rates are those of a 1.3B model."""
-
-    transformer: dict[str, Any] = field(default_factory=dict)  # not needed when the stage is given models
-    score: dict[str, Any] = field(default_factory=dict)
-    """What differs from `transformer` in the real and the fake score, for example their size."""
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=4, shift=5.0, stochastic=True))
-    chunk: int = 1
-    steps: int = 3300
-    """Steps of either: `critic_per_generator` of the fake score, then one of the generator; 3300 are RELIC's 550 generator steps."""
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 21, 4), (0.455, 40, 2), (0.727, 80, 1))
-    """(share of the steps from which it holds, latent frames, batch); RELIC's 250, 150, 150 generator steps of 5, 10, 20 s"""
-    critic_per_generator: int = 5
-    lr: float = 2e-6
-    critic_lr: float = 4e-7
-    betas: tuple[float, float] = (0.0, 0.999)
-    weight_decay: float = 0.01
-    clip: float = 10.0
-    warmup: int = 50
-    ema: float = 0.99  # counts generator steps
-    guidance: float = 3.0  # on the real score: cond + guidance (cond - uncond)
-    clamp: tuple[float, float] = (20.0, 980.0)  # timesteps at which the scores are compared
-    replay: bool = True  # False: one graph over all blocks, the same gradient
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.critic_per_generator < 1:
-            raise ValueError(f"critic_per_generator is 1 or more, got {self.critic_per_generator}.")
-
-    def roll_out(self, autoencoder: VideoAutoencoder) -> RollOutConfig:
-        return RollOutConfig(self.memory, self.sampler, self.chunk, autoencoder)
-
-    def turn(self, step: int) -> int:
-        """Which optimiser steps: the fake score's `critic_per_generator` times, then the generator's once."""
-        return GENERATOR if step % (self.critic_per_generator + 1) == self.critic_per_generator else FAKE
 
 
 class SelfForcingStage:
@@ -84,6 +42,7 @@ class SelfForcingStage:
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
+        self.play = RollOutConfig(recipe.memory, recipe.sampler, recipe.chunk, autoencoder)
         channels = walks.groups.shape[2]
         shape = {"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer
         self.generator = _build(shape, generator_init, "generator", device)
@@ -113,7 +72,7 @@ class SelfForcingStage:
         noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
+        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, self.play, seed, exit_step, graph)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
@@ -126,7 +85,7 @@ class SelfForcingStage:
     def sample(self, folder: Path) -> dict[str, Any]:
         """Roll-outs of held-out clips beside ground truth, and their PSNR."""
         path = folder / f"sheet-{self.trainer.step:06d}.png"
-        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out(self.autoencoder), path)
+        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.play, path)
 
     def finish(self) -> CausalWorldTransformer:
         """The averaged generator, saved under `folder`/model."""

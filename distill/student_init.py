@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,56 +26,12 @@ from tqdm import tqdm
 from distill.causal import CausalStage
 from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.stage_recipes import StudentInitRecipe
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
-from worldmodel.memory import MemoryConfig, training_layout
-from worldmodel.sampling import SamplerConfig
+from worldmodel.memory import training_layout
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class StudentInitRecipe:
-    transformer: dict[str, Any] = field(default_factory=dict)  # not needed when the stage is given the teacher itself
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the student's noise levels, from here to inference
-    chunk: int = 1
-    blocks: int = 21  # of a whole sequence; the first is the start picture, so there are 1 + chunk (blocks - 1) latent frames
-    noisy_blocks: int = 3
-    trajectories: int = 1024
-    trajectory_steps: int = 48
-    shard: int = 8  # trajectories in a file, which go through the teacher together
-    guidance: float = 3.0  # of the teacher
-    steps: int = 3000
-    batch: int = 8
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.998
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.noisy_blocks < self.blocks:
-            raise ValueError(f"noisy_blocks is 1 to blocks - 1, got noisy_blocks={self.noisy_blocks}, blocks={self.blocks}.")
-        if self.trajectory_steps % self.sampler.steps:
-            raise ValueError(
-                f"The student's {self.sampler.steps} noise levels have to lie on the trajectory: "
-                f"make trajectory_steps={self.trajectory_steps} a multiple of sampler.steps."
-            )
-
-    @property
-    def latents(self) -> int:
-        """Latent frames of a whole sequence."""
-        return self.latents_of(self.blocks)
-
-    def latents_of(self, blocks: int) -> int:
-        return 1 + self.chunk * (blocks - 1)
-
-    @property
-    def trajectory_sampler(self) -> SamplerConfig:
-        """Follows the flow: every `trajectory_steps / sampler.steps`-th noise level of it is one of the student's."""
-        return replace(self.sampler, steps=self.trajectory_steps, stochastic=False)
 
 
 # -- trajectories ----------------------------------------------------------------------------------------------------------

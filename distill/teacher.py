@@ -9,7 +9,6 @@ first, which is the clean start picture. With ``x_s = (1 - s) x + s e`` the netw
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,12 @@ from distill.autoencoder import psnr, to_frames
 from distill.causal import shifted
 from distill.latents import Walks, latent_clips
 from distill.optim import build_optimisers
+from distill.stage_recipes import TeacherRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class TeacherRecipe:
-    transformer: dict[str, Any] = field(default_factory=dict)
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=20))  # its shift is the training's as well
-    steps: int = 10_000
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 21, 8), (0.5, 41, 4), (0.6, 80, 2))
-    """(share of the steps from which it holds, latent frames, batch): 5 s, 10 s and 20 s in the paper's shares"""
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.998
-    first_clean: float = 0.95  # probability that the first latent frame is the start picture
-    text_dropout: float = 0.1
-    guidance: float = 3.0  # of the samples; 1: none
-    seed: int = 0
-
-    def phase(self, step: int) -> tuple[int, int]:
-        """Latent frames and batch at a step."""
-        return next((n, b) for at, n, b in reversed(self.curriculum) if step >= at * self.steps)
 
 
 def teacher_for(folder: Path, latents: int) -> Path:
