@@ -190,7 +190,7 @@ def train(
         walks = load_walks(out / "walks" / "train", embed, d.balance)
         held_out = load_walks(out / "walks" / "held_out", embed)
         init = None
-        if start_from is not None:
+        if start_from is not None and not (out / recipe.stages[0] / "checkpoint").exists():
             init = start_weights(recipe, start_from)
         return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init)
     finally:
