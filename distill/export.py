@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(args.recipe)
         stage = playable_stage(recipe, args.run)
+        if not (args.run / "autoencoder" / "model").exists():
+            raise RecipeError(f"{args.run} has no autoencoder of its own: models with Wan's are not exported yet.")
         transformer = CausalWorldTransformer.from_pretrained(args.run / stage / "model")
         autoencoder = TinyAutoencoder.from_pretrained(args.run / "autoencoder" / "model")
     except (RecipeError, OSError) as error:

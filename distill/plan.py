@@ -101,7 +101,7 @@ class Plan:
             f"parameters of each of three models  {self.parameters / 1e9:.3f} B, of which camera {self.camera_parameters / 1e9:.3f} B",
             f"tokens of a video                   {self.latents} latents x {self.latent_tokens:,} = {self.tokens:,}",
             f"tokens of a step                    {self.gpus} GPUs, one video each: {self.gpus * self.tokens:,}",
-            *(f"  of the stage {name:<21} {tokens:,} a process at its longest" for name, tokens in self.stages.items()),
+            *(f"  of the stage {name:<21} {tokens:,} in a batch of its longest clips" for name, tokens in self.stages.items()),
         ]
         models = {name: self.held(name) for name in ("generator", "real score", "fake score")}
         parts = rows("the three models, all that is kept of each, per GPU", models, GIB, "GiB")
@@ -122,7 +122,7 @@ def geometry(recipe: Recipe) -> tuple[dict[str, Any], tuple[int, int], int]:
 
 
 def step_tokens(recipe: Recipe, latent_tokens: int) -> dict[str, int]:
-    """Tokens that one process takes through a step of each of the recipe's stages, where it is longest."""
+    """Tokens in the batch of a step of each of the recipe's stages, where its clips are longest."""
     out = {}
     for name in recipe.stages:
         r = getattr(recipe, name)

@@ -18,7 +18,7 @@ from distill.dmd import Condition, fake_score_loss, sample_level, score_differen
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
 from distill.replay import full_graph_backward, replay_backward
-from distill.rollout import RollOutConfig, roll_out, sample_sheet
+from distill.rollout import roll_out, sample_sheet
 from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
 from distill.trainer import Trainer, generator, phase
 from worldmodel.autoencoder import VideoAutoencoder
@@ -42,7 +42,6 @@ class SelfForcingStage:
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
-        self.play = RollOutConfig(recipe.memory, recipe.sampler, recipe.chunk, autoencoder)
         channels = walks.groups.shape[2]
         shape = {"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer
         self.generator = _build(shape, generator_init, "generator", device)
@@ -72,7 +71,7 @@ class SelfForcingStage:
         noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, self.play, seed, exit_step, graph)
+        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
@@ -85,7 +84,7 @@ class SelfForcingStage:
     def sample(self, folder: Path) -> dict[str, Any]:
         """Roll-outs of held-out clips beside ground truth, and their PSNR."""
         path = folder / f"sheet-{self.trainer.step:06d}.png"
-        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.play, path)
+        return sample_sheet(self.generator, self.held_out, self.autoencoder, self.recipe.roll_out(self.autoencoder), path)
 
     def finish(self) -> CausalWorldTransformer:
         """The averaged generator, saved under `folder`/model."""

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldmodel.configs import MemoryConfig, SamplerConfig
+
+if TYPE_CHECKING:
+    from distill.rollout import RollOutConfig
+    from worldmodel.autoencoder import VideoAutoencoder
 
 STRIDE, PATCH = 4, 16  # video frames a latent frame; pixels a latent of the small autoencoder
 GENERATOR, FAKE = 0, 1  # order of self-forcing's optimisers
@@ -263,6 +267,11 @@ class SelfForcingRecipe:
             raise ValueError(f"self_forcing.clamp is two timesteps in 0..1000, the lower first, got {list(self.clamp)}.")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"self_forcing.betas are below 1, got {list(self.betas)}.")
+
+    def roll_out(self, autoencoder: VideoAutoencoder) -> RollOutConfig:
+        from distill.rollout import RollOutConfig
+
+        return RollOutConfig(self.memory, self.sampler, self.chunk, autoencoder)
 
     def turn(self, step: int) -> int:
         """Which optimiser steps: the fake score's `critic_per_generator` times, then the generator's once."""

@@ -118,7 +118,7 @@ def test_the_published_recipes_say_relics_numbers(place):
         lengths = [teacher.phase(s)[0] for s in range(teacher.steps)]
         assert [lengths.count(n) for n in (21, 41, 80)] == [5000, 1000, 4000]
         plan = make_plan(recipe, 8)
-        assert plan.stages["teacher"] == plan.tokens == 124_800
+        assert plan.stages["teacher"] == 32 * plan.tokens == 32 * 124_800
         # float32 weights, gradients and two moments, of the generator an average too; the real score in bfloat16
         per_weight = [plan.held(m) * 8 / plan.parameters for m in ("generator", "real score", "fake score")]
         assert per_weight == pytest.approx([20, 2, 16])
