@@ -21,6 +21,7 @@ from distill.stage_recipes import PATCH
 Shapes = dict[str, tuple[int, ...]]
 MINILM, UMT5 = 384, 4096  # widths of the embeddings of captions
 WAN_CHANNELS, WAN_STRIDE = 16, 8
+PARTS = "part-*.safetensors"  # of `distill.checkpoint`
 
 _NAMES = {  # what a tensor's shape tells; diffusers' name, then the original Wan name
     "patch": ("patch_embedding.weight",),
@@ -74,10 +75,10 @@ def read_header(path: Path) -> tuple[Shapes, dict[str, str]]:
     return {name: tuple(entry["shape"]) for name, entry in header.items()}, meta
 
 
-def folder_shapes(folder: Path) -> Shapes:
+def folder_shapes(folder: Path, files: str = "*.safetensors") -> Shapes:
     """Shapes of all tensors in a folder of safetensors; pieces of a cut tensor (`distill.checkpoint`) are put together."""
     whole: Shapes = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in sorted(Path(folder).glob(files)):
         for key, shape in read_header(path)[0].items():
             name, cut, _ = key.partition("#")
             rows = whole[name][0] if cut and name in whole else 0
@@ -154,7 +155,7 @@ def check_run(recipe: Recipe, out: Path, start_from: Path | None = None, prompts
     if facts is not None:
         _compare(facts, recipe, recipe.stages[0], captions, channels, str(start_from), "change one of them")
     for stage in recipe.stages:
-        shapes = folder_shapes(out / stage / "checkpoint") or folder_shapes(out / stage / "checkpoint.old")
+        shapes = folder_shapes(out / stage / "checkpoint", PARTS) or folder_shapes(out / stage / "checkpoint.old", PARTS)
         parts = {"": stage}
         if stage == "self_forcing":
             parts = {"model.generator.": stage, "model.fake.": "teacher"}
@@ -190,7 +191,7 @@ def _channels(recipe: Recipe, out: Path, wan: Path | None, start_from: Path | No
             return json.loads(config.read_text()).get("latent_channels", a.latent_channels)
     if 1 + 4 * (a.groups - 1) > recipe.data.frames:
         raise RecipeError(f"autoencoder.groups={a.groups} are {4 * a.groups - 3} frames, data.frames={recipe.data.frames} is less.")
-    there = folder_shapes(out / "autoencoder" / "checkpoint").get("model.linear_encoder.weight", (a.latent_channels,))[0]
+    there = folder_shapes(out / "autoencoder" / "checkpoint", PARTS).get("model.linear_encoder.weight", (a.latent_channels,))[0]
     if there != a.latent_channels:
         where = out / "autoencoder"
         raise RecipeError(f"The checkpoint in {where} has latent_channels={there}, the recipe {a.latent_channels}: use another --out.")
