@@ -14,17 +14,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from distill.autoencoder import AutoencoderStage
 from distill.causal import CausalStage
 from distill.dataset import paths, read_clip, stems
 from distill.latents import Walks, encode_clips, load_walks
+from distill.parallel import Ranks, distributed
 from distill.plan import make_plan
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes.__main__ import parse_seeds
@@ -114,14 +118,52 @@ def embed_prompts(prompts: list[str], known: Path | None = None) -> torch.Tensor
 
 
 def train(
-    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None
-) -> bool:
+    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None,
+    ranks: Ranks = Ranks(),
+) -> bool:  # fmt: skip
     """One slice; returns whether the whole recipe is done.
 
     `start_from` is a model's folder: its autoencoder is used as it is, and the first stage starts from its transformer.
-    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`).
+    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`). Of several processes the main one prepares the
+    data while the others wait; all train the world models.
     """
     embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
+
+    def main_part() -> bool:
+        return prepare(recipe, out, deadline, device, start_from) and (ranks.world == 1 or write_text(out / "walks", embed))
+
+    if not ranks.on_main(main_part):
+        return False
+    if ranks.world > 1:
+        embed = partial(read_text, out / "walks")
+    walks = load_walks(out / "walks" / "train", embed, recipe.data.balance)
+    held_out = load_walks(out / "walks" / "held_out", embed)
+    autoencoder = TinyAutoencoder.from_pretrained(out / "autoencoder" / "model").to(device).eval()
+    init = None
+    if start_from is not None:
+        init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
+    return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init, ranks)
+
+
+def write_text(folder: Path, embed: Callable[[list[str]], torch.Tensor]) -> bool:
+    """Embed the captions of the walks in `folder` once, so that one process alone needs the language model; for `read_text`."""
+    captions: list[str] = []
+    for name in ("train", "held_out"):
+        load_walks(folder / name, lambda prompts: captions.extend(prompts) or torch.zeros(len(prompts), 1, 1))
+    captions = sorted(set(captions))
+    save_file({"text": embed(captions).contiguous()}, folder / "text.safetensors", {"captions": json.dumps(captions)})
+    return True
+
+
+def read_text(folder: Path, prompts: list[str]) -> torch.Tensor:
+    """What `write_text` embedded, float32 [P, L, D]."""
+    with safe_open(folder / "text.safetensors", "pt") as f:
+        captions, text = json.loads(f.metadata()["captions"]), f.get_tensor("text")
+    return text[[captions.index(p) for p in prompts]]
+
+
+def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None) -> bool:
+    """Clips, the autoencoder, and the clips encoded by it; returns whether all are there. For one process."""
     d = recipe.data
     clips = clip_files(recipe, out)
     trained, held = range(len(clips) - d.held_out), range(len(clips) - d.held_out, len(clips))
@@ -140,47 +182,43 @@ def train(
             if not stage.trainer.run(deadline):
                 return False
             stage.finish()
-        autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval()
 
         # 2. latents
         if not (out / "walks" / "done").exists():
             if not renderer.wait_for(d.clips, deadline):
                 return False
+            autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval()
             for name, indices, turned in (("train", trained, d.palindrome), ("held_out", held, 0.0)):
                 encode_clips(autoencoder, lambda i: read_clip(clips[i]), indices, out / "walks" / name, device, turned)
             (out / "walks" / "done").touch()
-
-        # 3. the world models
-        walks = load_walks(out / "walks" / "train", embed, d.balance)
-        held_out = load_walks(out / "walks" / "held_out", embed)
-        init = None
-        if start_from is not None:
-            init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
-        return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init)
+        return True
     finally:
         renderer.stop()
 
 
 def train_models(
     recipe: Recipe, out: Path, walks: Walks, held_out: Walks, autoencoder: TinyAutoencoder, deadline: Deadline, device: torch.device,
-    init: dict[str, torch.Tensor] | None = None,
+    init: dict[str, torch.Tensor] | None = None, ranks: Ranks = Ranks(),
 ) -> bool:  # fmt: skip
     """The recipe's stages, one after the other; returns whether all are done. `init` are weights for the first."""
     done: dict[str, CausalWorldTransformer] = {}
     for name in recipe.stages:
         section, common = getattr(recipe, name), (out / name, walks, held_out, autoencoder, device)
         if name == "causal":
-            stage = CausalStage(section, *common, None if done else init)
+            stage = CausalStage(section, *common, None if done else init, ranks)
         elif name == "teacher":
-            stage = TeacherStage(section, *common, None if done else init)
+            stage = TeacherStage(section, *common, None if done else init, ranks)
         elif name == "student_init":
-            if not make_trajectories(done["teacher"], walks, out / name / "trajectories", section, device, deadline):
+            if not make_trajectories(done["teacher"], walks, out / name / "trajectories", section, device, deadline, ranks):
                 return False
-            stage = StudentInitStage(section, *common, done["teacher"])
+            if ranks.world > 1:
+                done["teacher"].to("cpu")  # each process had it whole; from here on the device holds shards
+            stage = StudentInitStage(section, *common, done["teacher"], ranks)
         else:
-            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"])
+            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"], ranks)
         finished = stage.trainer.run(deadline)
         done[name] = stage.finish()
+        del stage  # its memory, before the next one
         if not finished:
             return False
     return True
@@ -209,12 +247,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             print(make_plan(recipe, args.gpus))
             return 0
-        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device), args.start_from, args.prompts)
+        with distributed(args.device) as ranks:
+            done = train(recipe, args.out, Deadline(args.minutes), ranks.device, args.start_from, args.prompts, ranks)
     except (RecipeError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nStopped and saved. The same command goes on.\n")
-    print("The recipe is done." if done else "The slice is over; the same command goes on.")
+    if ranks.main:
+        print("The recipe is done." if done else "The slice is over; the same command goes on.")
     return 0
 
 
