@@ -318,13 +318,12 @@ def test_two_processes_train_a_stage_as_one_does(runs, stage):
     want, got = (torch.tensor(json.loads((folder / "stages" / "curves.json").read_text())[stage]) for folder in runs)
     steps = getattr(WHOLE_WAY, stage).steps
     assert want[:, 0].tolist() == got[:, 0].tolist() == list(range(steps))  # nothing left out or done twice, over both slices
-    print(stage, (got[:, 1] / want[:, 1] - 1).abs())
     torch.testing.assert_close(got[:, 1], want[:, 1], rtol=1e-5, atol=0)
     assert want[0, 1] != want[1, 1]
     for model in ("model", *(["model-003"] if stage == "teacher" else [])):
         a, b = (CausalWorldTransformer.from_pretrained(folder / "stages" / stage / model) for folder in runs)
-        assert dict(a.config) == dict(b.config)
-        assert max(float((x - y).abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True)) < 1e-4
+        assert {**a.config, "_name_or_path": ""} == {**b.config, "_name_or_path": ""}
+        assert max(float((x - y).detach().abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True)) < 1e-4
     kept = [sorted(p.name for p in (folder / "stages" / stage).iterdir()) for folder in runs]
     assert kept[0] == kept[1] and any(n.startswith("sheet-") for n in kept[0])
     rows = [(folder / "stages" / stage / "slices.jsonl").read_text().splitlines() for folder in runs]
@@ -350,8 +349,7 @@ def test_sharded_in_bfloat16_is_near(runs, tmp_path):
         "self_forcing": SelfForcingStage(WHOLE_WAY.self_forcing, tmp_path / "b", *args, weights, weights),
     }
     for name, got in json.loads((runs[1] / "bfloat16" / "bfloat16.json").read_text()).items():
-        want = [float(stages[name].loss(step)[0]) for step in (0, 1)]
-        print(name, got, want)
+        want = [float(stages[name].loss(step)[0].detach()) for step in (0, 1)]
         assert got == pytest.approx(want, rel=2e-2) and got != want
 
 
