@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.parallel import Ranks, finish_model, parallelise
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator
@@ -42,7 +43,7 @@ class CausalStage:
 
     def __init__(
         self, recipe: CausalRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: dict[str, Tensor] | None = None,
+        init: dict[str, Tensor] | None = None, ranks: Ranks = Ranks(),
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out, self.autoencoder, self.device = (
             recipe,
@@ -52,6 +53,9 @@ class CausalStage:
             autoencoder,
             device,
         )
+        self.ranks = ranks
+        for *_, batch in recipe.curriculum:
+            ranks.share(batch)  # refuses what does not divide before anything is trained
         torch.manual_seed(recipe.seed)
         channels = walks.groups.shape[2]
         self.model = CausalWorldTransformer(
@@ -59,7 +63,7 @@ class CausalStage:
         )
         if init is not None:
             self.model.load_state_dict(init)
-        self.model.to(device)
+        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
         if isinstance(autoencoder, torch.nn.Module):
             autoencoder.requires_grad_(False)
         gain = autoencoder.channel_gain.to(device) ** (2 * recipe.pixel_weight)
@@ -67,8 +71,9 @@ class CausalStage:
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
-            "causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
-        )
+            "causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
+            ranks=ranks,
+        )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r = self.recipe
@@ -80,6 +85,9 @@ class CausalStage:
         noise = torch.randn(batch, clean.shape[1], 2 * latents, *clean.shape[-2:], generator=rng)
         keep_text = torch.rand(batch, generator=rng) >= r.text_dropout
         text = walk["text"] * keep_text[:, None, None]
+        mine = self.ranks.share(batch)  # rows of the global batch; the loss is a mean over rows
+        walk = {k: v[mine] for k, v in walk.items()}
+        clean, levels, noise, text = (x[mine] for x in (clean, levels, noise, text))
         s = levels[:, None, :, None, None]
         noisy = (1 - s) * clean.repeat(1, 1, 2, 1, 1) + s * noise
         layout = teacher_forcing_layout(r.memory, latents, self.grid, r.chunk, str(self.device))
@@ -103,7 +111,4 @@ class CausalStage:
         return sample_sheet(self.model, self.held_out, self.autoencoder, config, path)
 
     def finish(self) -> CausalWorldTransformer:
-        self.model.load_state_dict(self.trainer.ema.weights)
-        self.model.eval()
-        self.model.save_pretrained(self.folder / "model")
-        return self.model
+        return finish_model(self.model, self.trainer.ema.weights, self.folder / "model", self.ranks)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
+from distill.parallel import Ranks, finish_model, parallelise
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import roll_out, sample_sheet
 from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
@@ -34,19 +35,25 @@ class SelfForcingStage:
         generator_init: the few-step causal model to start from; or weights for a transformer of `recipe.transformer`.
         real_score_init: the teacher; or weights for a transformer of `recipe.transformer | recipe.score`. It stays frozen; the
             fake score starts from the same weights.
+        ranks: several processes shard all three and need `recipe.replay`.
     """
 
     def __init__(
         self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
-        device: torch.device, generator_init: Init, real_score_init: Init,
+        device: torch.device, generator_init: Init, real_score_init: Init, ranks: Ranks = Ranks(),
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
+        self.ranks = ranks
+        for *_, batch in recipe.curriculum:
+            ranks.share(batch)
+        if ranks.world > 1 and not recipe.replay:
+            raise ValueError("Several processes replay block by block: set self_forcing.replay=true.")
         channels = walks.groups.shape[2]
         shape = {"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer
-        self.generator = _build(shape, generator_init, "generator", device)
-        self.fake = _build(shape | recipe.score, real_score_init, "score", device)
-        self.real = _build(shape | recipe.score, real_score_init, "score", device).eval().requires_grad_(False)
+        self.generator = _build(shape, generator_init, "generator", device, ranks)
+        self.fake = _build(shape | recipe.score, real_score_init, "score", device, ranks)
+        self.real = _build(shape | recipe.score, real_score_init, "score", device, ranks).eval().requires_grad_(False)
         optimisers = Optimisers(
             adamw(self.generator.parameters(), recipe.lr, recipe.weight_decay, recipe.betas),
             adamw(self.fake.parameters(), recipe.critic_lr, recipe.weight_decay, recipe.betas),
@@ -55,7 +62,7 @@ class SelfForcingStage:
         self.trainer = Trainer(
             "self_forcing", self.folder, nn.ModuleDict({"generator": self.generator, "fake": self.fake}), optimisers, self.loss,
             steps=recipe.steps, warmup=recipe.warmup, ema=recipe.ema, clip=recipe.clip, sample=self.sample, turn=recipe.turn,
-            averaged=self.generator,
+            averaged=self.generator, ranks=ranks,
         )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -64,14 +71,16 @@ class SelfForcingStage:
         latents, batch = phase(r.curriculum, step, r.steps)
         rng = generator(r.seed, step)
         walk = self.walks.draw(batch, latents, rng)
-        condition = Condition(walk["text"], walk["actions"], walk["poses"]).to(to)
+        mine = self.ranks.share(batch)  # rows of the global batch; losses are means over rows
+        condition = Condition(walk["text"][mine], walk["actions"][mine], walk["poses"][mine]).to(to)
         exit_step = int(torch.randint(r.sampler.steps, (), generator=rng))
         seed = int(torch.randint(2**31, (), generator=rng))
-        level = sample_level(batch, rng, r.sampler.shift, r.clamp).to(to)
-        noise = torch.randn(walk["latents"].shape, generator=rng).to(to)
+        level = sample_level(batch, rng, r.sampler.shift, r.clamp)[mine].to(to)
+        noise = torch.randn(walk["latents"].shape, generator=rng)[mine].to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, walk["latents"][:, :, :1].to(to), condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
+        start = walk["latents"][mine, :, :1].to(to)
+        played = roll_out(self.generator, start, condition, r.roll_out(self.autoencoder), seed, exit_step, graph, self.ranks)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
@@ -88,13 +97,10 @@ class SelfForcingStage:
 
     def finish(self) -> CausalWorldTransformer:
         """The averaged generator, saved under `folder`/model."""
-        self.generator.load_state_dict(self.trainer.ema.weights)
-        self.generator.eval()
-        self.generator.save_pretrained(self.folder / "model")
-        return self.generator
+        return finish_model(self.generator, self.trainer.ema.weights, self.folder / "model", self.ranks)
 
 
-def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device) -> CausalWorldTransformer:
+def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device, ranks: Ranks) -> CausalWorldTransformer:
     if isinstance(init, CausalWorldTransformer):
         model, weights = CausalWorldTransformer.from_config(init.config), init.state_dict()
     else:
@@ -103,4 +109,4 @@ def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device) -
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The initial weights of the {name} do not fit the recipe's transformer: {error}") from error
-    return model.to(device)
+    return parallelise(model, ranks) if ranks.world > 1 else model.to(device)

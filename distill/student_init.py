@@ -26,6 +26,7 @@ from tqdm import tqdm
 from distill.causal import CausalStage
 from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.parallel import Ranks, parallelise
 from distill.stage_recipes import StudentInitRecipe
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
@@ -49,19 +50,21 @@ def _origin(teacher: CausalWorldTransformer, recipe: StudentInitRecipe) -> str:
 
 def make_trajectories(
     teacher: CausalWorldTransformer, walks: Walks, folder: Path, recipe: StudentInitRecipe, device: torch.device,
-    deadline: Deadline | None = None,
+    deadline: Deadline | None = None, ranks: Ranks = Ranks(),
 ) -> bool:  # fmt: skip
     """Write `recipe.trajectories` trajectories in shards under `folder`; returns whether all are there (False: deadline).
 
     Start pictures, actions, poses and prompts are those of random walks. A shard depends on its number and the seed alone, is
     written aside and renamed, and is kept when it exists. Each holds float16 `states` [n, S + 1, C, T, h, w] (S student noise
-    levels, then the clean end) and float32 `actions` [n, F, 13], `poses` [n, F, 9], `text` [n, L, D].
+    levels, then the clean end) and float32 `actions` [n, F, 13], `poses` [n, F, 9], `text` [n, L, D]. Of several processes each
+    has a whole teacher on its device and makes every so manieth shard.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     origin, stride = _origin(teacher, recipe), recipe.trajectory_steps // recipe.sampler.steps
     teacher = teacher.to(device).eval()
-    with tqdm(total=recipe.trajectories, desc="trajectories", unit="clip", mininterval=5) as bar:
+    late = False
+    with tqdm(total=recipe.trajectories, desc="trajectories", unit="clip", mininterval=5, disable=not ranks.main) as bar:
         for index, start in enumerate(range(0, recipe.trajectories, recipe.shard)):
             count = min(recipe.shard, recipe.trajectories - start)
             path = folder / f"trajectories-{index:05d}.safetensors"
@@ -70,8 +73,11 @@ def make_trajectories(
                     same = f.metadata()["origin"] == origin and f.get_slice("text").get_shape()[0] == count
                 if not same:
                     raise ValueError(f"{path} was made by another teacher or recipe: delete {folder}, or use another --out.")
+            elif index % ranks.world != ranks.rank:
+                pass
             elif deadline is not None and deadline.passed:
-                return False
+                late = True
+                break
             else:
                 rng = generator(recipe.seed + 1, index)
                 walk = walks.draw(count, recipe.latents, rng)
@@ -86,7 +92,7 @@ def make_trajectories(
                 save_file({k: v.cpu().contiguous() for k, v in shard.items()}, part, metadata={"origin": origin})
                 part.rename(path)
             bar.update(count)
-    return True
+    return not ranks.any(late)[0]
 
 
 class Trajectories:
@@ -135,12 +141,14 @@ class StudentInitStage(CausalStage):
 
     def __init__(
         self, recipe: StudentInitRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: CausalWorldTransformer | dict[str, Tensor] | None = None,
+        init: CausalWorldTransformer | dict[str, Tensor] | None = None, ranks: Ranks = Ranks(),
     ) -> None:  # fmt: skip
         """`init`: the teacher, for its config and weights; or weights for a transformer of `recipe.transformer`."""
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
         self.trajectories = Trajectories(self.folder / "trajectories")
+        self.ranks = ranks
+        ranks.share(recipe.batch)
         torch.manual_seed(recipe.seed)
         if isinstance(init, CausalWorldTransformer):
             self.model = CausalWorldTransformer.from_config(init.config)
@@ -151,13 +159,14 @@ class StudentInitStage(CausalStage):
             self.model = CausalWorldTransformer(**defaults | recipe.transformer)
         if init is not None:
             self.model.load_state_dict(init)
-        self.model.to(device)
+        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         self.sigmas = recipe.sampler.scheduler().sigmas  # S levels and 0
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
-            "student_init", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
-        )
+            "student_init", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
+            ranks=ranks,
+        )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r, to = self.recipe, self.device
@@ -166,6 +175,8 @@ class StudentInitStage(CausalStage):
         latents = r.latents_of(blocks)
         drawn = self.trajectories.draw(r.batch, latents, rng)
         index = hybrid_levels(r, blocks, r.batch, rng)  # B T
+        mine = self.ranks.share(r.batch)  # rows of the global batch; the loss is a mean over rows
+        drawn, index = {k: v[mine] for k, v in drawn.items()}, index[mine]
         states = drawn["states"]  # B S+1 C T h w
         at = index[:, None, None, :, None, None].expand(-1, 1, *states.shape[2:])
         x, end, sigma = states.gather(1, at)[:, 0].to(to), states[:, -1].to(to), self.sigmas[index].to(to)

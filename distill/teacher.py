@@ -21,6 +21,7 @@ from distill.autoencoder import psnr, to_frames
 from distill.causal import shifted
 from distill.latents import Walks, latent_clips
 from distill.optim import build_optimisers
+from distill.parallel import Ranks, finish_model, parallelise, save_model
 from distill.stage_recipes import TeacherRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
@@ -85,10 +86,13 @@ class TeacherStage:
 
     def __init__(
         self, recipe: TeacherRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: dict[str, Tensor] | None = None,
+        init: dict[str, Tensor] | None = None, ranks: Ranks = Ranks(),
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
+        self.ranks = ranks
+        for *_, batch in recipe.curriculum:
+            ranks.share(batch)
         torch.manual_seed(recipe.seed)
         channels = walks.groups.shape[2]
         defaults = {
@@ -98,11 +102,12 @@ class TeacherStage:
         self.model = CausalWorldTransformer(**defaults | recipe.transformer)
         if init is not None:
             self.model.load_state_dict(init)
-        self.model.to(device)
+        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
-            "teacher", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
-        )
+            "teacher", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
+            ranks=ranks,
+        )  # fmt: skip
 
     def extension(self, latents: int) -> float:
         """YaRN's extension for clips of `latents` latent frames."""
@@ -123,13 +128,16 @@ class TeacherStage:
         noise = torch.randn(clean.shape, generator=rng)
         keep_text = torch.rand(batch, generator=rng) >= r.text_dropout
         text = walk["text"] * keep_text[:, None, None]
+        counted = (sigma > 0).float()
+        number, mine = counted.sum().clamp_min(1).to(to), self.ranks.share(batch)  # of the global batch; this process's rows of it
+        walk = {k: v[mine] for k, v in walk.items()}
+        clean, sigma, noise, text, counted = (x[mine] for x in (clean, sigma, noise, text, counted))
         level = sigma[:, None, :, None, None]
         noisy = (1 - level) * clean + level * noise
         out = self.model(noisy.to(to), (1000 * sigma).to(to), text.to(to), walk["actions"].to(to), walk["poses"].to(to))
         target = clean if self.model.config.prediction_type == "sample" else noise - clean
         error = (out - target.to(to)).square().mean((1, 3, 4))  # B T
-        counted = (sigma > 0).to(error)
-        return (error * counted).sum() / counted.sum().clamp_min(1), {"latents": float(latents)}
+        return self.ranks.world * (error * counted.to(to)).sum() / number, {"latents": float(latents)}
 
     # -- looking at it -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -178,13 +186,11 @@ class TeacherStage:
     @torch.no_grad()
     def _keep(self, latents: int) -> None:
         """Save the averaged teacher of a finished phase: self-forcing of that length is scored by it."""
-        model = CausalWorldTransformer.from_config(self.model.config)
-        model.load_state_dict(self.trainer.ema.weights)
-        model.set_rope_extension(self.extension(latents)).save_pretrained(self.folder / f"model-{latents:03d}")
+        before = self.model.config.rope_extension
+        self.model.set_rope_extension(self.extension(latents))
+        save_model(self.model, self.trainer.ema.weights, self.folder / f"model-{latents:03d}", self.ranks)
+        self.model.set_rope_extension(before)
 
     def finish(self) -> CausalWorldTransformer:
-        self.model.load_state_dict(self.trainer.ema.weights)
         self.model.set_rope_extension(self.extension(self.recipe.phase(max(self.trainer.step - 1, 0))[0]))
-        self.model.eval()
-        self.model.save_pretrained(self.folder / "model")
-        return self.model
+        return finish_model(self.model, self.trainer.ema.weights, self.folder / "model", self.ranks)

@@ -9,10 +9,12 @@ self_forcing) `distill.export` makes what `WorldModel.from_pretrained` loads.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: what is wrong with a recipe 
     import torch
 
     from distill.latents import Walks
+    from distill.parallel import Ranks
     from distill.trainer import Deadline
     from worldmodel.autoencoder import VideoAutoencoder
     from worldmodel.transformer import CausalWorldTransformer
@@ -137,24 +140,78 @@ def start_weights(recipe: Recipe, start_from: Path) -> dict[str, torch.Tensor]:
 
 
 def train(
-    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None
-) -> bool:
+    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None,
+    ranks: Ranks | None = None,
+) -> bool:  # fmt: skip
     """One slice; returns whether the whole recipe is done.
 
     `start_from` is a model's folder: its autoencoder is used as it is, and the first stage starts from its transformer. Or it
     is a Wan checkpoint, for the transformer alone; with vae/ and text_encoder/ beside it these are used too, as by `data.wan`.
-    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`).
+    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`). Of several processes the main one prepares the
+    data while the others wait; all train the world models.
     """
-    import torch
-
-    from distill.autoencoder import AutoencoderStage
-    from distill.latents import encode_clips, load_walks
+    from distill.latents import load_walks
+    from distill.parallel import Ranks
     from worldmodel.autoencoder import TinyAutoencoder
 
+    ranks = ranks or Ranks()
     wan = wan_folder(recipe, start_from)
     embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
     if wan is not None and prompts is None:
         embed = partial(embed_by_wan, folder=wan, known=out / "prompts.safetensors")
+
+    def main_part() -> bool:
+        return prepare(recipe, out, deadline, device, start_from) and (ranks.world == 1 or write_text(out / "walks", embed))
+
+    if not ranks.on_main(main_part):
+        return False
+    if ranks.world > 1:
+        embed = partial(read_text, out / "walks")
+    walks = load_walks(out / "walks" / "train", embed, recipe.data.balance)
+    held_out = load_walks(out / "walks" / "held_out", embed)
+    if wan is not None:
+        autoencoder = load_wan_autoencoder(wan, device)
+    else:
+        autoencoder = TinyAutoencoder.from_pretrained(out / "autoencoder" / "model").to(device).eval()
+    init = None
+    if start_from is not None and not (out / recipe.stages[0] / "checkpoint").exists():
+        init = start_weights(recipe, start_from)
+    return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init, ranks)
+
+
+def write_text(folder: Path, embed: Callable[[list[str]], torch.Tensor]) -> bool:
+    """Embed the captions of the walks in `folder` once, so that one process alone needs the language model; for `read_text`."""
+    import torch
+    from safetensors.torch import save_file
+
+    from distill.latents import load_walks
+
+    captions: list[str] = []
+    for name in ("train", "held_out"):
+        load_walks(folder / name, lambda prompts: captions.extend(prompts) or torch.zeros(len(prompts), 1, 1))
+    captions = sorted(set(captions))
+    save_file({"text": embed(captions).contiguous()}, folder / "text.safetensors", {"captions": json.dumps(captions)})
+    return True
+
+
+def read_text(folder: Path, prompts: list[str]) -> torch.Tensor:
+    """What `write_text` embedded, float32 [P, L, D]."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "text.safetensors", "pt") as f:
+        captions, text = json.loads(f.metadata()["captions"]), f.get_tensor("text")
+    return text[[captions.index(p) for p in prompts]]
+
+
+def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None) -> bool:
+    """Clips, the autoencoder, and the clips encoded by it; returns whether all are there. For one process."""
+    import torch
+
+    from distill.autoencoder import AutoencoderStage
+    from distill.latents import encode_clips
+    from worldmodel.autoencoder import TinyAutoencoder
+
+    wan = wan_folder(recipe, start_from)
     d = recipe.data
     clips = clip_files(recipe, out)
     trained, held = range(len(clips) - d.held_out), range(len(clips) - d.held_out, len(clips))
@@ -162,9 +219,7 @@ def train(
     try:
         # 1. autoencoder: Wan's as it is, or a small one of our own
         done = out / "autoencoder" / "model"
-        if wan is not None:
-            autoencoder = load_wan_autoencoder(wan, device)
-        else:
+        if wan is None:
             if start_from is not None and is_model(start_from) and not done.exists():
                 TinyAutoencoder.from_pretrained(start_from / "autoencoder", torch_dtype=torch.float32).save_pretrained(done)
             if not done.exists():
@@ -176,52 +231,50 @@ def train(
                 if not stage.trainer.run(deadline):
                     return False
                 stage.finish()
-            autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval()
 
         # 2. latents
         if not (out / "walks" / "done").exists():
             if not renderer.wait_for(d.clips, deadline):
                 return False
+            autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval() if wan is None else load_wan_autoencoder(wan, device)
             for name, indices, turned in (("train", trained, d.palindrome), ("held_out", held, 0.0)):
                 encode_clips(autoencoder, lambda i: read_clip(clips[i]), indices, out / "walks" / name, device, turned)
             (out / "walks" / "done").touch()
-
-        # 3. the world models
-        walks = load_walks(out / "walks" / "train", embed, d.balance)
-        held_out = load_walks(out / "walks" / "held_out", embed)
-        init = None
-        if start_from is not None and not (out / recipe.stages[0] / "checkpoint").exists():
-            init = start_weights(recipe, start_from)
-        return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init)
+        return True
     finally:
         renderer.stop()
 
 
 def train_models(
     recipe: Recipe, out: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, deadline: Deadline, device: torch.device,
-    init: dict[str, torch.Tensor] | None = None,
+    init: dict[str, torch.Tensor] | None = None, ranks: Ranks | None = None,
 ) -> bool:  # fmt: skip
     """The recipe's stages, one after the other; returns whether all are done. `init` are weights for the first."""
     from distill.causal import CausalStage
+    from distill.parallel import Ranks
     from distill.self_forcing import SelfForcingStage
     from distill.student_init import StudentInitStage, make_trajectories
     from distill.teacher import TeacherStage
 
+    ranks = ranks or Ranks()
     done: dict[str, CausalWorldTransformer] = {}
     for name in recipe.stages:
         section, common = getattr(recipe, name), (out / name, walks, held_out, autoencoder, device)
         if name == "causal":
-            stage = CausalStage(section, *common, None if done else init)
+            stage = CausalStage(section, *common, None if done else init, ranks)
         elif name == "teacher":
-            stage = TeacherStage(section, *common, None if done else init)
+            stage = TeacherStage(section, *common, None if done else init, ranks)
         elif name == "student_init":
-            if not make_trajectories(done["teacher"], walks, out / name / "trajectories", section, device, deadline):
+            if not make_trajectories(done["teacher"], walks, out / name / "trajectories", section, device, deadline, ranks):
                 return False
-            stage = StudentInitStage(section, *common, done["teacher"])
+            if ranks.world > 1:
+                done["teacher"].to("cpu")  # each process had it whole; from here on the device holds shards
+            stage = StudentInitStage(section, *common, done["teacher"], ranks)
         else:
-            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"])
+            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"], ranks)
         finished = stage.trainer.run(deadline)
         done[name] = stage.finish()
+        del stage  # its memory, before the next one
         if not finished:
             return False
     return True
@@ -253,17 +306,19 @@ def main(argv: list[str] | None = None) -> int:
         check_run(recipe, args.out, args.start_from, args.prompts)  # nothing above here has imported torch
         import torch
 
+        from distill.parallel import distributed
         from distill.trainer import Deadline
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        done = train(recipe, args.out, Deadline(args.minutes), device, args.start_from, args.prompts)
+        with distributed(args.device) as ranks:
+            done = train(recipe, args.out, Deadline(args.minutes), ranks.device, args.start_from, args.prompts, ranks)
     except (RecipeError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nStopped and saved. The same command goes on.\n")
-    print("The recipe is done." if done else "The slice is over; the same command goes on.")
+    if ranks.main:
+        print("The recipe is done." if done else "The slice is over; the same command goes on.")
     return 0
 
 

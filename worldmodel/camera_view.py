@@ -123,7 +123,7 @@ class ViewBlend(nn.Module):
 
     def tokens(self, view: CameraView) -> Tensor:
         """What the view adds to the embedded tokens: [N, L, D]"""
-        return self.enter(self._patches(view.far))
+        return self.enter(self._patches(view.far).to(self.enter.weight))
 
     def _patches(self, latents: Tensor) -> Tensor:
         """[N, C, h, w] -> [N, L, ph*pw*C], in the order of the transformer's output"""
@@ -136,5 +136,5 @@ class ViewBlend(nn.Module):
         h, w = (n // p for n, p in zip(view.far.shape[-2:], self.patch, strict=True))
         depth = NEAR * F.softplus(self.inverse_depth(hidden))  # N L 16
         depth = F.pixel_shuffle(depth.transpose(1, 2).unflatten(2, (h, w)), CELLS)
-        seen = self._patches(view.latents(depth))
+        seen = self._patches(view.latents(depth)).to(out)
         return torch.lerp(out, seen, torch.sigmoid(self.gate(hidden)))
