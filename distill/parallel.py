@@ -36,7 +36,6 @@ from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.optim import Optimisers
 from worldmodel.transformer import CausalWorldTransformer
 
-
 PATIENCE = timedelta(days=14)  # how long processes wait for one that renders, encodes or embeds
 
 
@@ -99,6 +98,9 @@ class Ranks:
         """Until every process is here."""
         if self.world > 1:
             dist.barrier()
+
+
+ALONE = Ranks()
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from distill.autoencoder import AutoencoderStage
 from distill.causal import CausalStage
 from distill.dataset import paths, read_clip, stems
 from distill.latents import Walks, encode_clips, load_walks
-from distill.parallel import Ranks, distributed
+from distill.parallel import ALONE, Ranks, distributed
 from distill.plan import make_plan
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes.__main__ import parse_seeds
@@ -119,7 +119,7 @@ def embed_prompts(prompts: list[str], known: Path | None = None) -> torch.Tensor
 
 def train(
     recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None,
-    ranks: Ranks = Ranks(),
+    ranks: Ranks = ALONE,
 ) -> bool:  # fmt: skip
     """One slice; returns whether the whole recipe is done.
 
@@ -198,7 +198,7 @@ def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device,
 
 def train_models(
     recipe: Recipe, out: Path, walks: Walks, held_out: Walks, autoencoder: TinyAutoencoder, deadline: Deadline, device: torch.device,
-    init: dict[str, torch.Tensor] | None = None, ranks: Ranks = Ranks(),
+    init: dict[str, torch.Tensor] | None = None, ranks: Ranks = ALONE,
 ) -> bool:  # fmt: skip
     """The recipe's stages, one after the other; returns whether all are done. `init` are weights for the first."""
     done: dict[str, CausalWorldTransformer] = {}
