@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
-from distill.parallel import Ranks, finish_model, parallelise
+from distill.parallel import ALONE, Ranks, finish_model, parallelise
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator
@@ -43,7 +43,7 @@ class CausalStage:
 
     def __init__(
         self, recipe: CausalRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: dict[str, Tensor] | None = None, ranks: Ranks = Ranks(),
+        init: dict[str, Tensor] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out, self.autoencoder, self.device = (
             recipe,

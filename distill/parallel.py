@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,9 @@ class Ranks:
             dist.barrier()
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def distributed(device: str | None = None) -> Iterator[Ranks]:
     """The `Ranks` of this process, from what ``torchrun`` or ``accelerate launch`` put into the environment.
@@ -157,6 +161,7 @@ def parallelise(
         return model.to_empty(device=ranks.device) if _is_meta(model) else model.to(ranks.device)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # some return views; nothing here works on them in place
     dtype = dtype or ranks.dtype or (torch.bfloat16 if ranks.device.type == "cuda" else None)
     # Inputs are cast by `_cast_inputs`: a timestep of 937.5 and the angles of RoPE do not survive bfloat16.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from distill.autoencoder import psnr, to_frames
 from distill.dmd import Condition, predict_clean
 from distill.latents import Walks, latent_clips
-from distill.parallel import Ranks
+from distill.parallel import ALONE, Ranks
 from distill.trainer import generator
 from worldmodel.autoencoder import TEMPORAL_STRIDE, VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
@@ -102,7 +102,7 @@ def _camera(condition: Condition, block: slice) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def roll_out(
     model: CausalWorldTransformer, start: Tensor, condition: Condition, config: RollOutConfig, seed: int,
-    exit_step: int | None = None, graph: bool = False, ranks: Ranks = Ranks(),
+    exit_step: int | None = None, graph: bool = False, ranks: Ranks = ALONE,
 ) -> RollOut:  # fmt: skip
     """Roll out as many latent frames as `condition` has, from the start picture [B, C, 1, h, w].
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
-from distill.parallel import Ranks, finish_model, parallelise
+from distill.parallel import ALONE, Ranks, finish_model, parallelise
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import roll_out, sample_sheet
 from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
@@ -40,7 +40,7 @@ class SelfForcingStage:
 
     def __init__(
         self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
-        device: torch.device, generator_init: Init, real_score_init: Init, ranks: Ranks = Ranks(),
+        device: torch.device, generator_init: Init, real_score_init: Init, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device

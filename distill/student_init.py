@@ -26,7 +26,7 @@ from tqdm import tqdm
 from distill.causal import CausalStage
 from distill.latents import Walks
 from distill.optim import build_optimisers
-from distill.parallel import Ranks, parallelise
+from distill.parallel import ALONE, Ranks, parallelise
 from distill.stage_recipes import StudentInitRecipe
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
@@ -50,7 +50,7 @@ def _origin(teacher: CausalWorldTransformer, recipe: StudentInitRecipe) -> str:
 
 def make_trajectories(
     teacher: CausalWorldTransformer, walks: Walks, folder: Path, recipe: StudentInitRecipe, device: torch.device,
-    deadline: Deadline | None = None, ranks: Ranks = Ranks(),
+    deadline: Deadline | None = None, ranks: Ranks = ALONE,
 ) -> bool:  # fmt: skip
     """Write `recipe.trajectories` trajectories in shards under `folder`; returns whether all are there (False: deadline).
 
@@ -141,7 +141,7 @@ class StudentInitStage(CausalStage):
 
     def __init__(
         self, recipe: StudentInitRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: CausalWorldTransformer | dict[str, Tensor] | None = None, ranks: Ranks = Ranks(),
+        init: CausalWorldTransformer | dict[str, Tensor] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         """`init`: the teacher, for its config and weights; or weights for a transformer of `recipe.transformer`."""
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out

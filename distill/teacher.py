@@ -21,7 +21,7 @@ from distill.autoencoder import psnr, to_frames
 from distill.causal import shifted
 from distill.latents import Walks, latent_clips
 from distill.optim import build_optimisers
-from distill.parallel import Ranks, finish_model, parallelise, save_model
+from distill.parallel import ALONE, Ranks, finish_model, parallelise, save_model
 from distill.stage_recipes import TeacherRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
@@ -86,7 +86,7 @@ class TeacherStage:
 
     def __init__(
         self, recipe: TeacherRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: dict[str, Tensor] | None = None, ranks: Ranks = Ranks(),
+        init: dict[str, Tensor] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device

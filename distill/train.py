@@ -151,10 +151,10 @@ def train(
     data while the others wait; all train the world models.
     """
     from distill.latents import load_walks
-    from distill.parallel import Ranks
+    from distill.parallel import ALONE
     from worldmodel.autoencoder import TinyAutoencoder
 
-    ranks = ranks or Ranks()
+    ranks = ranks or ALONE
     wan = wan_folder(recipe, start_from)
     embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
     if wan is not None and prompts is None:
@@ -251,12 +251,12 @@ def train_models(
 ) -> bool:  # fmt: skip
     """The recipe's stages, one after the other; returns whether all are done. `init` are weights for the first."""
     from distill.causal import CausalStage
-    from distill.parallel import Ranks
+    from distill.parallel import ALONE
     from distill.self_forcing import SelfForcingStage
     from distill.student_init import StudentInitStage, make_trajectories
     from distill.teacher import TeacherStage
 
-    ranks = ranks or Ranks()
+    ranks = ranks or ALONE
     done: dict[str, CausalWorldTransformer] = {}
     for name in recipe.stages:
         section, common = getattr(recipe, name), (out / name, walks, held_out, autoencoder, device)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from distill.checkpoint import strip_prefix, with_prefix
 from distill.curves import plot_log
 from distill.optim import Optimisers
-from distill.parallel import Ranks, clip_gradients, finite, load_state, postponed_signals, save_state
+from distill.parallel import ALONE, Ranks, clip_gradients, finite, load_state, postponed_signals, save_state
 
 SAVE_SECONDS = 120.0
 
@@ -88,7 +88,7 @@ class Trainer:
         self, name: str, folder: Path, model: nn.Module, optimisers: Optimisers, loss: Callable[[int], tuple[Tensor, dict[str, float]]],
         *, steps: int, warmup: int = 50, decay: float = 0.3, ema: float = 0.998, clip: float = 1.0,
         sample: Callable[[Path], dict[str, Any] | None] | None = None,
-        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None, ranks: Ranks = Ranks(),
+        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.model, self.optimisers, self.loss = name, Path(folder), model, optimisers, loss
         self.steps, self.warmup, self.decay, self.clip, self.sample = steps, warmup, decay, clip, sample

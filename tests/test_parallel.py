@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,7 +225,6 @@ def run_bfloat16(folder: Path, ranks):
 def main(root: Path):
     torch.set_num_threads(1)
     with distributed("cpu") as ranks:
-        warnings.simplefilter("ignore")  # FSDP warns of every module that returns a view
         (root / "stages").mkdir(exist_ok=True)
         run_stages(root / "stages", ranks)
         run_stopped(root / "stages" / "stopped", ranks)
