@@ -7,7 +7,6 @@ and absolute error); noise on the latents keeps the decoder calm where the world
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from distill.optim import build_optimisers
+from distill.stage_recipes import AutoencoderRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
-
-
-@dataclass(frozen=True)
-class AutoencoderRecipe:
-    latent_channels: int = 384
-    steps: int = 1500
-    batch: int = 4  # clips a step
-    groups: int = 4  # latent frames of each, the first being a single frame
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.0
-    l1: float = 0.5
-    latent_noise: float = 0.03  # in units of each channel's standard deviation
-    seed: int = 0
 
 
 def to_video(frames: np.ndarray | Tensor) -> Tensor:

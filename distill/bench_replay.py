@@ -8,6 +8,7 @@ highest, weights not counted; RSS is how much the process's peak memory grew.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import multiprocessing
 import resource
 import time
@@ -145,8 +146,9 @@ def main(argv: list[str] | None = None) -> int:
         recipe = load_recipe(args.recipe, args.set)
     except RecipeError as error:
         parser.exit(2, f"{error}\n")
-    causal, channels = recipe.causal, recipe.autoencoder.latent_channels
-    transformer = {"in_channels": channels, "out_channels": channels, "text_dim": TextConfig().dim} | causal.transformer
+    causal, channels = recipe.causal if "causal" in recipe.stages else recipe.self_forcing, recipe.autoencoder.latent_channels
+    made = recipe.transformer(recipe.stages[-1], in_channels=channels, out_channels=channels, text_dim=TextConfig().dim)
+    transformer = dataclasses.asdict(made)
     config = RollOutConfig(causal.memory, SamplerConfig(args.steps, causal.sampler.shift, stochastic=True), causal.chunk)
     cases = [Case(transformer, config, n, args.grid, args.batch, replay, args.threads) for n in args.latents for replay in (False, True)]
     rows = []

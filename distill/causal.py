@@ -9,7 +9,6 @@ roll-out's own context is never perfect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,14 @@ from torch import Tensor
 from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.parallel import ALONE, Ranks, finish_model, parallelise
 from distill.rollout import RollOutConfig, sample_sheet
+from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import sequence_view
-from worldmodel.memory import MemoryConfig, teacher_forcing_layout
-from worldmodel.sampling import SamplerConfig
+from worldmodel.memory import teacher_forcing_layout
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class CausalRecipe:
-    transformer: dict[str, Any] = field(default_factory=dict)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    chunk: int = 1
-    steps: int = 3000
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 6, 8), (0.5, 8, 6), (0.85, 16, 3))
-    """(share of the steps from which it holds, latent frames, batch)"""
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.998
-    pure_noise: float = 0.5  # probability that a target is nothing but noise, where every roll-out begins
-    context_noise: float = 0.1  # context is noisy up to this level half of the time
-    first_weight: float = 0.05  # of the first latent frame as a target: the start picture from the prompt alone
-    pixel_weight: float = 0.5  # 0: all latent channels count the same in the loss; 1: as much as they change the picture
-    text_dropout: float = 0.1
-    seed: int = 0
 
 
 def noise_levels(recipe: CausalRecipe, batch: int, latents: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -71,7 +49,7 @@ class CausalStage:
 
     def __init__(
         self, recipe: CausalRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: dict[str, Tensor] | None = None,
+        init: dict[str, Tensor] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out, self.autoencoder, self.device = (
             recipe,
@@ -81,6 +59,9 @@ class CausalStage:
             autoencoder,
             device,
         )
+        self.ranks = ranks
+        for *_, batch in recipe.curriculum:
+            ranks.share(batch)  # refuses what does not divide before anything is trained
         torch.manual_seed(recipe.seed)
         channels = walks.groups.shape[2]
         self.model = CausalWorldTransformer(
@@ -88,13 +69,14 @@ class CausalStage:
         )
         if init is not None:
             self.model.load_state_dict(init)
-        self.model.to(device)
+        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
         self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
-            "causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
-        )
+            "causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
+            ranks=ranks,
+        )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r = self.recipe
@@ -106,6 +88,9 @@ class CausalStage:
         noise = torch.randn(batch, clean.shape[1], 2 * latents, *clean.shape[-2:], generator=rng)
         keep_text = torch.rand(batch, generator=rng) >= r.text_dropout
         text = walk["text"] * keep_text[:, None, None]
+        mine = self.ranks.share(batch)  # rows of the global batch; the loss is a mean over rows
+        walk = {k: v[mine] for k, v in walk.items()}
+        clean, levels, noise, text = (x[mine] for x in (clean, levels, noise, text))
         s = levels[:, None, :, None, None]
         noisy = (1 - s) * clean.repeat(1, 1, 2, 1, 1) + s * noise
         layout = teacher_forcing_layout(r.memory, latents, self.grid, r.chunk, str(self.device))
@@ -132,7 +117,4 @@ class CausalStage:
         return sample_sheet(self.model, self.held_out, self.autoencoder, config, path)
 
     def finish(self) -> CausalWorldTransformer:
-        self.model.load_state_dict(self.trainer.ema.weights)
-        self.model.eval()
-        self.model.save_pretrained(self.folder / "model")
-        return self.model
+        return finish_model(self.model, self.trainer.ema.weights, self.folder / "model", self.ranks)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distill.checks import clip_files
 from distill.dataset import read_clip
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes import GALLERY_SEEDS, build_scene, family_of, render
-from distill.train import clip_files
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.text import TextEncoder
@@ -77,11 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(args.recipe)
         stage = playable_stage(recipe, args.run)
+        if not (args.run / "autoencoder" / "model").exists():
+            raise RecipeError(f"{args.run} has no autoencoder of its own: models with Wan's are not exported yet.")
         transformer = CausalWorldTransformer.from_pretrained(args.run / stage / "model")
         autoencoder = TinyAutoencoder.from_pretrained(args.run / "autoencoder" / "model")
     except (RecipeError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    size = (recipe.data.size, recipe.data.size)
+    size = recipe.data.shape
     made = getattr(recipe, stage)
     config = ModelConfig(recipe.name, size, 16, made.chunk, made.memory, made.sampler)
     encoder = TextEncoder(config.text)

@@ -16,9 +16,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +36,21 @@ from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.optim import Optimisers
 from worldmodel.transformer import CausalWorldTransformer
 
+PATIENCE = timedelta(days=14)  # how long processes wait for one that renders, encodes or embeds
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them; the default is a run of one process."""
+    """This process among all of them; the default is a run of one process.
+
+    `dtype` is that of matrix products, by default bfloat16 on CUDA; `patient` a group of CPU processes that wait for `PATIENCE`.
+    """
 
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
+    dtype: torch.dtype | None = None
+    patient: Any = field(default=None, repr=False, compare=False)
 
     @property
     def main(self) -> bool:
@@ -60,10 +71,36 @@ class Ranks:
             dist.all_reduce(value)
         return float(value) / self.world
 
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Of each flag, whether it is set in any process: the same answer everywhere. Every process has to call it."""
+        if self.world == 1:
+            return flags
+        agreed = torch.tensor(flags, dtype=torch.uint8)
+        pending = dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.patient, async_op=True)
+        while not pending.is_completed():  # Python's signal handlers run meanwhile
+            time.sleep(0.001)
+        pending.wait()
+        return tuple(agreed.bool().tolist())
+
+    def on_main(self, work: Callable[[], bool | None]) -> bool:
+        """Do `work` in the main process while the others wait, however long it takes; its answer everywhere (None: True)."""
+        answer = torch.zeros(1, dtype=torch.uint8)
+        if self.main:
+            answer[0] = work() in (None, True)
+        if self.world > 1:
+            pending = dist.broadcast(answer, 0, group=self.patient, async_op=True)
+            while not pending.is_completed():
+                time.sleep(0.05)
+            pending.wait()
+        return bool(answer)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
             dist.barrier()
+
+
+ALONE = Ranks()
 
 
 @contextmanager
@@ -73,8 +110,9 @@ def distributed(device: str | None = None) -> Iterator[Ranks]:
     NCCL on CUDA, Gloo on the CPU; without WORLD_SIZE, or when it is 1, nothing is started.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = torch.device(kind).type == "cuda"
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    where = torch.device("cuda", local) if kind == "cuda" and world > 1 else torch.device(kind)
+    where = torch.device("cuda", local) if cuda and world > 1 else torch.device(kind)
     if world == 1:
         yield Ranks(device=where)
         return
@@ -84,9 +122,27 @@ def distributed(device: str | None = None) -> Iterator[Ranks]:
     else:
         dist.init_process_group("gloo")
     try:
-        yield Ranks(rank, world, where)
+        yield Ranks(rank, world, where, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def postponed_signals(ranks: Ranks) -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM as a list that grows, instead of exceptions, so that processes can agree on when to stop.
+
+    One process is left alone: the list stays empty.
+    """
+    caught: list[int] = []
+    if ranks.world == 1:
+        yield caught
+        return
+    before = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 # -- the model ----------------------------------------------------------------------------------------------------------------
@@ -96,8 +152,8 @@ def parallelise(
     """Put `model` on this process's device, sharded over all processes, recomputing blocks in the backward pass.
 
     Call it before optimisers and averages are made. Every process has to hold the same weights; a model on the meta device
-    gets memory but no values (then `load_full`). `dtype` is that of matrix products, by default bfloat16 on CUDA; weights
-    that are trained stay as they are.
+    gets memory but no values (then `load_full`). `dtype` is that of matrix products, by default `ranks.dtype`; weights that
+    are trained stay as they are, and so do predictions.
     """
     if checkpointing:
         model.enable_gradient_checkpointing()
@@ -105,9 +161,11 @@ def parallelise(
         return model.to_empty(device=ranks.device) if _is_meta(model) else model.to(ranks.device)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    dtype = dtype or (torch.bfloat16 if ranks.device.type == "cuda" else None)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # some return views; nothing here works on them in place
+    dtype = dtype or ranks.dtype or (torch.bfloat16 if ranks.device.type == "cuda" else None)
     # Inputs are cast by `_cast_inputs`: a timestep of 937.5 and the angles of RoPE do not survive bfloat16.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)
+    whole = replace(policy, output_dtype=dtype and torch.float32)
     mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
     options = dict(mesh=mesh, mp_policy=policy)
     entrances: list[nn.Module] = [model.condition_embedder.text_embedder, model.action_encoder, model.pose_encoder]
@@ -116,13 +174,15 @@ def parallelise(
     for block in model.blocks:
         fully_shard([block.attn2.to_k, block.attn2.to_v, block.attn2.norm_k], **options)  # likewise
         fully_shard(block, **options)
-    fully_shard(model, **options)
+    # Given back after every forward pass, also without autograd, so that steps and norms never see stale whole weights.
+    fully_shard(model, **options | dict(mp_policy=whole, reshard_after_forward=True))
     if _is_meta(model):
         model.to_empty(device=ranks.device)
     model._get_fsdp_state()._lazy_init()  # the model is the root, also when encode_text runs before the first forward
     if dtype is not None:
         for module in (model, *entrances):
             module.register_forward_pre_hook(_cast_inputs(dtype), with_kwargs=True, prepend=True)
+        model.compute_dtype = dtype  # that of a memory's keys and values
     return model
 
 
@@ -152,6 +212,12 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     return float(norm)
 
 
+def finite(parameters: Iterable[Tensor], ranks: Ranks) -> bool:
+    """Whether all numbers are finite, in all processes. Collective."""
+    mine = (p.detach().to_local() if isinstance(p, DTensor) else p.detach() for p in parameters)
+    return not ranks.any(not all(bool(p.isfinite().all()) for p in mine))[0]
+
+
 def gather_full(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """Whole tensors on the CPU of the main process, of a sharded state dict; empty elsewhere. Collective."""
     out = {}
@@ -168,6 +234,30 @@ def load_full(model: nn.Module, tensors: dict[str, Tensor], ranks: Ranks) -> Non
 
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks.world > 1)
     set_model_state_dict(model, dict(tensors), options=options)  # it replaces entries
+
+
+def save_model(model: CausalWorldTransformer, weights: dict[str, Tensor], folder: Path, ranks: Ranks) -> None:
+    """Save whole `weights`, sharded as `model` is, as a folder that `from_pretrained` loads. Collective."""
+    full = gather_full(weights, ranks)
+
+    def write() -> None:
+        with torch.device("meta"):
+            plain = CausalWorldTransformer.from_config(model.config)
+        plain.load_state_dict(full, assign=True)
+        plain.eval().save_pretrained(folder)
+
+    ranks.on_main(write)
+
+
+def finish_model(model: CausalWorldTransformer, weights: dict[str, Tensor], folder: Path, ranks: Ranks) -> CausalWorldTransformer:
+    """`model` with `weights`, saved under `folder`; of several processes, each gets it whole on its CPU. Collective."""
+    if ranks.world > 1:
+        save_model(model, weights, folder, ranks)
+        return CausalWorldTransformer.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    model.load_state_dict(weights)
+    model.eval()
+    model.save_pretrained(folder)
+    return model
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------------------------
@@ -200,45 +290,46 @@ def save_state(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], r
     ranks.wait()
 
 
-def load_state(folder: Path, model: nn.Module, optimisers: Optimisers | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_state(
+    folder: Path, model: nn.Module, optimisers: Optimisers | None = None, averaged: nn.Module | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """`checkpoint.load_checkpoint` for any number of processes, whatever number wrote it; None when there is none.
 
-    Tensors under ``model.``, ``ema.`` and ``optimiser.`` come sharded as the parameters of `model` and `optimisers` are.
+    Tensors under ``model.``, ``ema.`` and ``optimiser.`` come sharded as the parameters of `model`, of `averaged` (default:
+    `model`) and of `optimisers` are.
     """
     folder = Path(folder)
     found = next((f for f in (folder, folder.with_name(folder.name + ".old")) if (f / "state.json").exists()), None)
     if found is None:
         return None
     meta = json.loads((found / "state.json").read_text())
+    known = {f"model.{k}": v for k, v in model.state_dict().items()}
+    known |= {f"ema.{k}": v for k, v in (model if averaged is None else averaged).state_dict().items()}
+    for i, optimiser in enumerate(optimisers.all if optimisers is not None else ()):
+        params = [p for g in optimiser.param_groups for p in g["params"]]
+        known |= {f"optimiser.{i}.{j}": p.detach() for j, p in enumerate(params)}
+
+    def like(name: str, shape: torch.Size) -> Tensor | None:
+        """The tensor of this run that the stored tensor `name` belongs to and is sharded as."""
+        tensor = known.get(".".join(name.split(".")[:3]) if name.startswith("optimiser.") else name)
+        return tensor if tensor is not None and tensor.shape == torch.Size(shape) else None
+
     if not meta.pop("sharded", False):
         tensors, meta = load_checkpoint(folder)
-        return {name: _as(_like(name, t.shape, model, optimisers), t) for name, t in tensors.items()}, meta
+        return {name: _as(like(name, t.shape), t) for name, t in tensors.items()}, meta
     import torch.distributed.checkpoint as dcp
 
     stored = dcp.HuggingFaceStorageReader(str(found)).read_metadata().state_dict_metadata
     tensors = {}
     for name, info in stored.items():
-        like = _like(name, info.size, model, optimisers)
-        if like is not None:
-            tensors[name] = torch.zeros_like(like, dtype=info.properties.dtype)
+        alike = like(name, info.size)
+        if alike is not None:
+            tensors[name] = torch.zeros_like(alike, dtype=info.properties.dtype)
         elif optimisers is not None or not name.startswith("optimiser."):
             tensors[name] = torch.zeros(info.size, dtype=info.properties.dtype)
     alone = not (dist.is_available() and dist.is_initialized())
     dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(found)), no_dist=alone)
     return tensors, meta
-
-
-def _like(name: str, shape: torch.Size, model: nn.Module, optimisers: Optimisers | None) -> Tensor | None:
-    """The tensor of this run that the stored tensor `name` belongs to and is sharded as."""
-    kind, _, rest = name.partition(".")
-    if kind in ("model", "ema"):
-        like = model.state_dict().get(rest)
-    elif kind == "optimiser" and optimisers is not None:
-        index, position, _ = rest.split(".", 2)
-        like = [p for g in optimisers.all[int(index)].param_groups for p in g["params"]][int(position)].detach()
-    else:
-        return None
-    return like if like is not None and like.shape == torch.Size(shape) else None
 
 
 def _as(like: Tensor | None, whole: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from worldmodel.text import TextConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 GIB = 2**30
-WAN_CHANNELS, WAN_LATENT, WAN_TEXT = 16, (60, 104), 512
+WAN_CHANNELS, WAN_STRIDE, WAN_TEXT = 16, 8, 512
 
 
 def activation_bytes(tokens: int, dim: int, ffn_dim: int, layers: int, text: int = 0, size: int = 2, checkpointing: bool = False) -> int:
@@ -73,6 +73,7 @@ class Plan:
     latents: int
     chunk: int
     latent_tokens: int
+    stages: dict[str, int]
     memory: dict[str, float]
     activations: dict[str, float]
     flops: dict[str, float]
@@ -81,6 +82,10 @@ class Plan:
     def tokens(self) -> int:
         """Tokens of one video."""
         return self.latents * self.latent_tokens
+
+    def held(self, model: str) -> float:
+        """Bytes of a model ("generator", "real score", "fake score"): its weights and what its training keeps beside them."""
+        return sum(v for k, v in self.memory.items() if k.partition(": ")[2].startswith(model))
 
     @property
     def total(self) -> float:
@@ -96,19 +101,34 @@ class Plan:
             f"parameters of each of three models  {self.parameters / 1e9:.3f} B, of which camera {self.camera_parameters / 1e9:.3f} B",
             f"tokens of a video                   {self.latents} latents x {self.latent_tokens:,} = {self.tokens:,}",
             f"tokens of a step                    {self.gpus} GPUs, one video each: {self.gpus * self.tokens:,}",
+            *(f"  of the stage {name:<21} {tokens:,} in a batch of its longest clips" for name, tokens in self.stages.items()),
         ]
-        parts = rows("memory per GPU", self.memory, GIB, "GiB") + rows("activations per GPU", self.activations, GIB, "GiB")
+        models = {name: self.held(name) for name in ("generator", "real score", "fake score")}
+        parts = rows("the three models, all that is kept of each, per GPU", models, GIB, "GiB")
+        parts += rows("memory per GPU", self.memory, GIB, "GiB")
+        parts += rows("activations per GPU", self.activations, GIB, "GiB")
         total = [f"  {'all, with replay and checkpointing':<44}{self.total / GIB:12,.2f} GiB"]
         return "\n".join(head + parts + total + rows("FLOPs of a step on each GPU", self.flops, 1e15, "PFLOP"))
 
 
 def geometry(recipe: Recipe) -> tuple[dict[str, Any], tuple[int, int], int]:
     """Arguments of the transformer, latent size (h, w) and text tokens of a recipe."""
-    given = dict(recipe.causal.transformer)
+    text, stride, channels = TextConfig(), 16, recipe.autoencoder.latent_channels
+    given = getattr(recipe, "teacher" if "teacher" in recipe.stages else "causal").transformer
     if given.get("in_channels") == WAN_CHANNELS:
-        return given, WAN_LATENT, WAN_TEXT
-    channels, side, text = recipe.autoencoder.latent_channels, recipe.data.size // 16, TextConfig()
-    return {"in_channels": channels, "out_channels": channels, "text_dim": text.dim} | given, (side, side), text.length
+        return dict(given), tuple(x // WAN_STRIDE for x in recipe.data.shape), WAN_TEXT
+    latent = tuple(x // stride for x in recipe.data.shape)
+    return {"in_channels": channels, "out_channels": channels, "text_dim": text.dim} | given, latent, text.length
+
+
+def step_tokens(recipe: Recipe, latent_tokens: int) -> dict[str, int]:
+    """Tokens in the batch of a step of each of the recipe's stages, where its clips are longest."""
+    out = {}
+    for name in recipe.stages:
+        r = getattr(recipe, name)
+        batch = r.batch if name == "student_init" else max(r.curriculum, key=lambda phase: phase[1])[2]
+        out[name] = batch * recipe.longest(name) * latent_tokens
+    return out
 
 
 def count_parameters(arguments: dict[str, Any]) -> tuple[CausalWorldTransformer, int, int]:
@@ -120,9 +140,10 @@ def count_parameters(arguments: dict[str, Any]) -> tuple[CausalWorldTransformer,
     return model, sum(p.numel() for p in model.parameters()), ours
 
 
-def make_plan(recipe: Recipe, gpus: int, latents: int | None = None, critic_steps: int = 5) -> Plan:
-    """Cost of one generator update and of the `critic_steps` updates of the fake score that go with it (Self-Forcing: 5)."""
-    r = recipe.causal
+def make_plan(recipe: Recipe, gpus: int, latents: int | None = None) -> Plan:
+    """Cost of one generator update and of the updates of the fake score that go with it (Self-Forcing: 5)."""
+    r = recipe.self_forcing if "self_forcing" in recipe.stages else recipe.causal
+    critic_steps, optimiser = recipe.self_forcing.critic_per_generator, getattr(r, "optimiser", "adamw")
     latents = r.memory.horizon if latents is None else latents
     if gpus < 1 or latents < 2:
         raise ValueError(f"A plan is for 1 GPU or more and 2 latents or more, got {gpus} and {latents}.")
@@ -135,7 +156,7 @@ def make_plan(recipe: Recipe, gpus: int, latents: int | None = None, critic_step
     outside = parameters - block * c.num_layers
 
     # 1. Memory: masters, gradients and averages in float32, frozen weights in bfloat16, two blocks gathered at a time
-    states = parameters + outside if r.optimiser == "muon" else 2 * parameters
+    states = parameters + outside if optimiser == "muon" else 2 * parameters
     cache = CompressedMemory(
         replace(r.memory, horizon=max(latents, r.memory.window + 1)), c.num_layers, c.num_attention_heads, c.attention_head_dim, grid,
         chunk=r.chunk, device="meta", dtype=torch.bfloat16,
@@ -147,8 +168,8 @@ def make_plan(recipe: Recipe, gpus: int, latents: int | None = None, critic_step
         "weights gathered for use": 2 * (3 * outside + 2 * block) if gpus > 1 else 0.0,
         "gradients: generator": 4 * parameters / gpus,
         "gradients: fake score": 4 * parameters / gpus,
-        f"optimiser states ({r.optimiser}): generator": 4 * states / gpus,
-        f"optimiser states ({r.optimiser}): fake score": 4 * states / gpus,
+        f"optimiser states ({optimiser}): generator": 4 * states / gpus,
+        f"optimiser states ({optimiser}): fake score": 4 * states / gpus,
         "average of weights (EMA): generator": 4 * parameters / gpus,
         "KV cache of the roll-out": cache.num_bytes,
     }
@@ -178,7 +199,7 @@ def make_plan(recipe: Recipe, gpus: int, latents: int | None = None, critic_step
         "fake score update, with its own roll-out": roll_out + 4 * whole,
         f"generator update + {critic_steps} of the fake score": roll_out + 3 * whole + 4 * once + critic_steps * (roll_out + 4 * whole),
     }
-    return Plan(parameters, camera, gpus, latents, r.chunk, n, memory, activations, flops)
+    return Plan(parameters, camera, gpus, latents, r.chunk, n, step_tokens(recipe, n), memory, activations, flops)
 
 
 def _chunks(latents: int, chunk: int) -> list[tuple[int, int]]:

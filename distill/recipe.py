@@ -1,38 +1,35 @@
-"""Recipes: one YAML file per published checkpoint, checked against dataclasses; unknown keys are refused."""
+"""Recipes: one YAML file per published checkpoint, checked against dataclasses; unknown keys are refused.
+
+Nothing here imports torch, so that what is wrong with a recipe is said at once; `distill.checks` looks at the files of a run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import hashlib
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from distill.autoencoder import AutoencoderRecipe
-from distill.causal import CausalRecipe
-from distill.self_forcing import SelfForcingRecipe
-from distill.student_init import StudentInitRecipe
-from distill.teacher import TeacherRecipe
+from distill.stage_recipes import (
+    STRIDE,
+    AutoencoderRecipe,
+    CausalRecipe,
+    DataRecipe,
+    SelfForcingRecipe,
+    StudentInitRecipe,
+    TeacherRecipe,
+)  # fmt: skip
+from worldmodel.configs import TransformerConfig
 
 FOLDER = Path(__file__).parent / "recipes"
-
-
-@dataclass(frozen=True)
-class DataRecipe:
-    seeds: str = "0-23"
-    clips: int = 1200
-    held_out: int = 48  # the last clips, never trained on, shown at the end of every slice
-    frames: int = 81
-    size: int = 128
-    level: float = 1.0
-    autoencoder_clips: int = 480  # clips whose frames the autoencoder trains on; it starts when these are rendered
-    workers: int = 2
-    folder: str = ""  # a folder of posed clips of one's own (`distill.importers`) to train on; nothing is rendered then
-    palindrome: float = 0.0  # share of the training clips encoded as walks there and back
-    balance: float = 0.0  # how much windows with rare actions are preferred in drawing; 0: not at all
-
-
 NEEDS = {"causal": set(), "teacher": set(), "student_init": {"teacher"}, "self_forcing": {"teacher"}}
 """Stages that train a world model, and which ones each needs before it."""
 
@@ -50,6 +47,8 @@ class Recipe:
     self_forcing: SelfForcingRecipe = field(default_factory=SelfForcingRecipe)
 
     def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError(f"`stages` names at least one of {', '.join(NEEDS)}.")
         for i, name in enumerate(self.stages):
             before = set(self.stages[:i])
             if name not in NEEDS:
@@ -58,6 +57,22 @@ class Recipe:
                 raise ValueError(f"The stage {name} needs {', '.join(missing)} before it in `stages`.")
             if name == "self_forcing" and not before & {"causal", "student_init"}:
                 raise ValueError("The stage self_forcing needs a generator to start from: student_init or causal before it in `stages`.")
+        for name in self.stages:
+            if (longest := self.longest(name)) > self.data.latents:
+                raise ValueError(
+                    f"The stage {name} goes up to {longest} latent frames, but data.frames={self.data.frames} are {self.data.latents}: "
+                    f"data.frames={1 + STRIDE * (longest - 1)} would do."
+                )
+
+    def longest(self, stage: str) -> int:
+        """Latent frames of the longest sequence of a stage."""
+        section = getattr(self, stage)
+        return section.latents if stage == "student_init" else max(latents for _, latents, _ in section.curriculum)
+
+    def transformer(self, stage: str, **defaults: Any) -> TransformerConfig:
+        """Of the model that a stage trains. The student is the teacher's copy, the generator the student's or causal's."""
+        source = {"student_init": "teacher", "self_forcing": "teacher" if "student_init" in self.stages else "causal"}.get(stage, stage)
+        return TransformerConfig(**defaults | getattr(self, source).transformer)
 
     @property
     def digest(self) -> str:
@@ -74,10 +89,41 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise RecipeError(f"There is no recipe {name!r}. Recipes are {known}, or a path to a YAML file.")
+        near = difflib.get_close_matches(name, [p.stem for p in FOLDER.glob("*.yaml")], 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise RecipeError(f"There is no recipe {name!r}.{hint} Recipes are {known}, or a path to a YAML file.")
+    if wrong := next((o for o in overrides or [] if "=" not in o), None):
+        raise RecipeError(f"An override is KEY=VALUE, for example causal.steps=500, got {wrong!r}.")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-        recipe = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"Recipe {name}: {str(error).splitlines()[0]} (key {getattr(error, 'full_key', '?')})") from error
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        plain = OmegaConf.to_container(given, resolve=True)
+        _refuse_unknown(plain, Recipe)
+        for section, key in TRANSFORMERS:
+            arguments = plain.get(section, {}).get(key, {})
+            _refuse_unknown(arguments, TransformerConfig, f"{section}.{key}.")
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TransformerConfig), arguments))
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), given))
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", None)
+        first = str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else " ".join(str(error).split())
+        raise RecipeError(f"Recipe {name}: {key + ': ' if key else ''}{first}") from error
     return recipe
+
+
+TRANSFORMERS = [(s, "transformer") for s in ("causal", "teacher", "student_init", "self_forcing")] + [("self_forcing", "score")]
+"""Where a recipe has arguments of a transformer."""
+
+
+def _refuse_unknown(given: Any, kind: type, prefix: str = "") -> None:
+    """Refuse keys that the dataclass `kind` does not have, and values where it has a section; the nearest key is suggested."""
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"{prefix.rstrip('.') or 'it'} is a section with the keys {', '.join(known)}; got {given!r}.")
+    for key, value in given.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(known)}."
+            raise RecipeError(f"there is no key {prefix}{key}; {hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            _refuse_unknown(value, hints[key], f"{prefix}{key}.")

@@ -20,6 +20,7 @@ from torch import Tensor
 from distill.autoencoder import psnr, to_frames
 from distill.dmd import Condition, predict_clean
 from distill.latents import Walks, latent_clips
+from distill.parallel import ALONE, Ranks
 from distill.trainer import generator
 from worldmodel.autoencoder import TEMPORAL_STRIDE, VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
@@ -103,7 +104,7 @@ def _camera(condition: Condition, block: slice) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def roll_out(
     model: CausalWorldTransformer, start: Tensor, condition: Condition, config: RollOutConfig, seed: int,
-    exit_step: int | None = None, graph: bool = False,
+    exit_step: int | None = None, graph: bool = False, ranks: Ranks = ALONE,
 ) -> RollOut:  # fmt: skip
     """Roll out as many latent frames as `condition` has, from the start picture [B, C, 1, h, w].
 
@@ -111,6 +112,7 @@ def roll_out(
         seed: all noise of a block comes from (seed, its first latent frame).
         exit_step: index of the step at which every block stops (default: the last).
         graph: record the exit steps for autograd, all in one graph (`replay.full_graph_backward`).
+        ranks: the start pictures are this process's rows of a global batch, for which the noise is drawn.
 
     Raises:
         ValueError: the exit step is not one of the sampler's, or a graph is wanted with gradient checkpointing.
@@ -124,16 +126,18 @@ def roll_out(
     with torch.set_grad_enabled(graph):
         text = model.encode_text(condition.text)
     memory = start_memory(model, start, text, condition, config)
+    mine = ranks.share(len(start) * ranks.world)
     latents, inputs = [start], []
     for block in config.blocks(1 + (condition.actions.shape[1] - 1) // TEMPORAL_STRIDE):
         rng = generator(seed, block.start)
-        shape = (*start.shape[:2], block.stop - block.start, *start.shape[3:])
-        x = torch.randn(shape, generator=rng, dtype=start.dtype).to(start.device)
+        shape = (len(start) * ranks.world, start.shape[1], block.stop - block.start, *start.shape[3:])
+        x = torch.randn(shape, generator=rng, dtype=start.dtype)[mine].to(start.device)
         view = view_of(model, torch.cat(latents, 2), block, condition, config)
         scheduler = config.sampler.scheduler()  # it counts its steps
         for timestep, level in zip(scheduler.timesteps[:exit_step], scheduler.sigmas, strict=False):
             clean = exit_estimate(model, x, level, block, text, condition, memory, view)
-            x = scheduler.step((x - clean) / level, timestep, x, generator=rng, return_dict=False)[0]
+            velocity, x = ((x - clean) / level).repeat(ranks.world, 1, 1, 1, 1), x.repeat(ranks.world, 1, 1, 1, 1)
+            x = scheduler.step(velocity, timestep, x, generator=rng, return_dict=False)[0][mine]  # its noise is the global batch's
         inputs.append(x)
         with torch.set_grad_enabled(graph):
             clean = exit_estimate(model, x, scheduler.sigmas[exit_step], block, text, condition, memory, view)

@@ -8,7 +8,7 @@ generator makes now. The horizon grows by the curriculum, 5 s, 10 s, 20 s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +19,16 @@ from distill.causal import channel_weight
 from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
+from distill.parallel import ALONE, Ranks, finish_model, parallelise
 from distill.replay import full_graph_backward, replay_backward
-from distill.rollout import RollOutConfig, roll_out, sample_sheet
+from distill.rollout import roll_out, sample_sheet
+from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
 from distill.trainer import Trainer, generator, phase
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import start_view
-from worldmodel.memory import MemoryConfig
-from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 Init = CausalWorldTransformer | dict[str, Tensor]
-GENERATOR, FAKE = 0, 1  # order of the optimisers
-
-
-@dataclass(frozen=True)
-class SelfForcingRecipe:
-    """Defaults are Self-Forcing's where RELIC gives none; the learning rates are those of a 1.3B model."""
-
-    transformer: dict[str, Any] = field(default_factory=dict)  # not needed when the stage is given models
-    score: dict[str, Any] = field(default_factory=dict)
-    """What differs from `transformer` in the real and the fake score, for example their size."""
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=4, shift=5.0, stochastic=True))
-    chunk: int = 1
-    steps: int = 3300
-    """Steps of either: `critic_per_generator` of the fake score, then one of the generator; 3300 are RELIC's 550 generator steps."""
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 21, 4), (0.455, 40, 2), (0.727, 80, 1))
-    """(share of the steps from which it holds, latent frames, batch); RELIC's 250, 150, 150 generator steps of 5, 10, 20 s"""
-    critic_per_generator: int = 5
-    lr: float = 2e-6
-    critic_lr: float = 4e-7
-    betas: tuple[float, float] = (0.0, 0.999)
-    weight_decay: float = 0.01
-    clip: float = 10.0
-    warmup: int = 50
-    ema: float = 0.99  # counts generator steps
-    regression: float = 0.0
-    """Weight of the way to the walk's own latents beside the difference of scores. Not RELIC's: it needs walks whose every frame
-    follows from start picture, prompt and poses, as in worlds that stand still."""
-    pixel_weight: float = 0.0  # of the regression, as in the causal stage
-    guidance: float = 3.0  # on the real score: cond + guidance (cond - uncond)
-    clamp: tuple[float, float] = (20.0, 980.0)  # timesteps at which the scores are compared
-    replay: bool = True  # False: one graph over all blocks, the same gradient
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.critic_per_generator < 1:
-            raise ValueError(f"critic_per_generator is 1 or more, got {self.critic_per_generator}.")
-
-    def roll_out(self, autoencoder: VideoAutoencoder) -> RollOutConfig:
-        return RollOutConfig(self.memory, self.sampler, self.chunk, autoencoder)
-
-    def turn(self, step: int) -> int:
-        """Which optimiser steps: the fake score's `critic_per_generator` times, then the generator's once."""
-        return GENERATOR if step % (self.critic_per_generator + 1) == self.critic_per_generator else FAKE
 
 
 class SelfForcingStage:
@@ -82,19 +38,25 @@ class SelfForcingStage:
         generator_init: the few-step causal model to start from; or weights for a transformer of `recipe.transformer`.
         real_score_init: the teacher; or weights for a transformer of `recipe.transformer | recipe.score`. It stays frozen; the
             fake score starts from the same weights.
+        ranks: several processes shard all three and need `recipe.replay`.
     """
 
     def __init__(
         self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
-        device: torch.device, generator_init: Init, real_score_init: Init,
+        device: torch.device, generator_init: Init, real_score_init: Init, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
+        self.ranks = ranks
+        for *_, batch in recipe.curriculum:
+            ranks.share(batch)
+        if ranks.world > 1 and not recipe.replay:
+            raise ValueError("Several processes replay block by block: set self_forcing.replay=true.")
         channels = walks.groups.shape[2]
         shape = {"in_channels": channels, "out_channels": channels, "text_dim": walks.text.shape[2]} | recipe.transformer
-        self.generator = _build(shape, generator_init, "generator", device)
-        self.fake = _build(shape | recipe.score, real_score_init, "score", device)
-        self.real = _build(shape | recipe.score, real_score_init, "score", device).eval().requires_grad_(False)
+        self.generator = _build(shape, generator_init, "generator", device, ranks)
+        self.fake = _build(shape | recipe.score, real_score_init, "score", device, ranks)
+        self.real = _build(shape | recipe.score, real_score_init, "score", device, ranks).eval().requires_grad_(False)
         optimisers = Optimisers(
             adamw(self.generator.parameters(), recipe.lr, recipe.weight_decay, recipe.betas),
             adamw(self.fake.parameters(), recipe.critic_lr, recipe.weight_decay, recipe.betas),
@@ -104,7 +66,7 @@ class SelfForcingStage:
         self.trainer = Trainer(
             "self_forcing", self.folder, nn.ModuleDict({"generator": self.generator, "fake": self.fake}), optimisers, self.loss,
             steps=recipe.steps, warmup=recipe.warmup, ema=recipe.ema, clip=recipe.clip, sample=self.sample, turn=recipe.turn,
-            averaged=self.generator,
+            averaged=self.generator, ranks=ranks,
         )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -113,17 +75,18 @@ class SelfForcingStage:
         latents, batch = phase(r.curriculum, step, r.steps)
         rng = generator(r.seed, step)
         walk = self.walks.draw(batch, latents, rng)
-        truth = walk["latents"].to(to)
-        condition = Condition(walk["text"], walk["actions"], walk["poses"]).to(to)
+        mine = self.ranks.share(batch)  # rows of the global batch; losses are means over rows
+        truth = walk["latents"][mine].to(to)
+        condition = Condition(walk["text"][mine], walk["actions"][mine], walk["poses"][mine]).to(to)
         view = start_view(self.autoencoder, truth[:, :, :1], condition.poses, self.real.config.view_focal)
         condition = replace(condition, view=view)
         exit_step = int(torch.randint(r.sampler.steps, (), generator=rng))
         seed = int(torch.randint(2**31, (), generator=rng))
-        level = sample_level(batch, rng, r.sampler.shift, r.clamp).to(to)
-        noise = torch.randn(truth.shape, generator=rng).to(to)
+        level = sample_level(batch, rng, r.sampler.shift, r.clamp)[mine].to(to)
+        noise = torch.randn(walk["latents"].shape, generator=rng)[mine].to(to)
         turn = r.turn(step)
         graph = turn == GENERATOR and not r.replay
-        played = roll_out(self.generator, truth[:, :, :1], condition, r.roll_out(self.autoencoder), seed, exit_step, graph)
+        played = roll_out(self.generator, truth[:, :, :1], condition, r.roll_out(self.autoencoder), seed, exit_step, graph, self.ranks)
         if turn == FAKE:
             loss = fake_score_loss(self.fake, played.latents, condition, level, noise)
             self.losses["fake"] = float(loss.detach())
@@ -142,13 +105,10 @@ class SelfForcingStage:
 
     def finish(self) -> CausalWorldTransformer:
         """The averaged generator, saved under `folder`/model."""
-        self.generator.load_state_dict(self.trainer.ema.weights)
-        self.generator.eval()
-        self.generator.save_pretrained(self.folder / "model")
-        return self.generator
+        return finish_model(self.generator, self.trainer.ema.weights, self.folder / "model", self.ranks)
 
 
-def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device) -> CausalWorldTransformer:
+def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device, ranks: Ranks) -> CausalWorldTransformer:
     if isinstance(init, CausalWorldTransformer):
         model, weights = CausalWorldTransformer.from_config(init.config), init.state_dict()
     else:
@@ -157,4 +117,4 @@ def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device) -
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The initial weights of the {name} do not fit the recipe's transformer: {error}") from error
-    return model.to(device)
+    return parallelise(model, ranks) if ranks.world > 1 else model.to(device)

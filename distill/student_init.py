@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,58 +26,14 @@ from tqdm import tqdm
 from distill.causal import CausalStage, channel_weight
 from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.parallel import ALONE, Ranks, parallelise
+from distill.stage_recipes import StudentInitRecipe
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import sequence_view, start_view
-from worldmodel.memory import MemoryConfig, training_layout
-from worldmodel.sampling import SamplerConfig
+from worldmodel.memory import training_layout
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class StudentInitRecipe:
-    transformer: dict[str, Any] = field(default_factory=dict)  # not needed when the stage is given the teacher itself
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)  # the student's noise levels, from here to inference
-    chunk: int = 1
-    blocks: int = 21  # of a whole sequence; the first is the start picture, so there are 1 + chunk (blocks - 1) latent frames
-    noisy_blocks: int = 3
-    trajectories: int = 1024
-    trajectory_steps: int = 48
-    shard: int = 8  # trajectories in a file, which go through the teacher together
-    guidance: float = 3.0  # of the teacher
-    pixel_weight: float = 0.0  # as in the causal stage
-    steps: int = 3000
-    batch: int = 8
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.998
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.noisy_blocks < self.blocks:
-            raise ValueError(f"noisy_blocks is 1 to blocks - 1, got noisy_blocks={self.noisy_blocks}, blocks={self.blocks}.")
-        if self.trajectory_steps % self.sampler.steps:
-            raise ValueError(
-                f"The student's {self.sampler.steps} noise levels have to lie on the trajectory: "
-                f"make trajectory_steps={self.trajectory_steps} a multiple of sampler.steps."
-            )
-
-    @property
-    def latents(self) -> int:
-        """Latent frames of a whole sequence."""
-        return self.latents_of(self.blocks)
-
-    def latents_of(self, blocks: int) -> int:
-        return 1 + self.chunk * (blocks - 1)
-
-    @property
-    def trajectory_sampler(self) -> SamplerConfig:
-        """Follows the flow: every `trajectory_steps / sampler.steps`-th noise level of it is one of the student's."""
-        return replace(self.sampler, steps=self.trajectory_steps, stochastic=False)
 
 
 # -- trajectories ----------------------------------------------------------------------------------------------------------
@@ -97,19 +51,21 @@ def _origin(teacher: CausalWorldTransformer, recipe: StudentInitRecipe) -> str:
 
 def make_trajectories(
     teacher: CausalWorldTransformer, walks: Walks, autoencoder: VideoAutoencoder, folder: Path, recipe: StudentInitRecipe,
-    device: torch.device, deadline: Deadline | None = None,
+    device: torch.device, deadline: Deadline | None = None, ranks: Ranks = ALONE,
 ) -> bool:  # fmt: skip
     """Write `recipe.trajectories` trajectories in shards under `folder`; returns whether all are there (False: deadline).
 
     Start pictures, actions, poses and prompts are those of random walks. A shard depends on its number and the seed alone, is
     written aside and renamed, and is kept when it exists. Each holds float16 `states` [n, S + 1, C, T, h, w] (S student noise
-    levels, then the clean end) and float32 `actions` [n, F, 13], `poses` [n, F, 9], `text` [n, L, D].
+    levels, then the clean end) and float32 `actions` [n, F, 13], `poses` [n, F, 9], `text` [n, L, D]. Of several processes each
+    has a whole teacher on its device and makes every so manieth shard.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     origin, stride = _origin(teacher, recipe), recipe.trajectory_steps // recipe.sampler.steps
     teacher = teacher.to(device).eval()
-    with tqdm(total=recipe.trajectories, desc="trajectories", unit="clip", mininterval=5) as bar:
+    late = False
+    with tqdm(total=recipe.trajectories, desc="trajectories", unit="clip", mininterval=5, disable=not ranks.main) as bar:
         for index, start in enumerate(range(0, recipe.trajectories, recipe.shard)):
             count = min(recipe.shard, recipe.trajectories - start)
             path = folder / f"trajectories-{index:05d}.safetensors"
@@ -118,8 +74,11 @@ def make_trajectories(
                     same = f.metadata()["origin"] == origin and f.get_slice("text").get_shape()[0] == count
                 if not same:
                     raise ValueError(f"{path} was made by another teacher or recipe: delete {folder}, or use another --out.")
+            elif index % ranks.world != ranks.rank:
+                pass
             elif deadline is not None and deadline.passed:
-                return False
+                late = True
+                break
             else:
                 rng = generator(recipe.seed + 1, index)
                 walk = walks.draw(count, recipe.latents, rng)
@@ -135,7 +94,7 @@ def make_trajectories(
                 save_file({k: v.cpu().contiguous() for k, v in shard.items()}, part, metadata={"origin": origin})
                 part.rename(path)
             bar.update(count)
-    return True
+    return not ranks.any(late)[0]
 
 
 class Trajectories:
@@ -184,12 +143,14 @@ class StudentInitStage(CausalStage):
 
     def __init__(
         self, recipe: StudentInitRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: CausalWorldTransformer | dict[str, Tensor] | None = None,
+        init: CausalWorldTransformer | dict[str, Tensor] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         """`init`: the teacher, for its config and weights; or weights for a transformer of `recipe.transformer`."""
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
         self.trajectories = Trajectories(self.folder / "trajectories")
+        self.ranks = ranks
+        ranks.share(recipe.batch)
         torch.manual_seed(recipe.seed)
         if isinstance(init, CausalWorldTransformer):
             self.model = CausalWorldTransformer.from_config(init.config)
@@ -200,14 +161,15 @@ class StudentInitStage(CausalStage):
             self.model = CausalWorldTransformer(**defaults | recipe.transformer)
         if init is not None:
             self.model.load_state_dict(init)
-        self.model.to(device)
+        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
         self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         self.sigmas = recipe.sampler.scheduler().sigmas  # S levels and 0
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
-            "student_init", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
-        )
+            "student_init", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
+            ranks=ranks,
+        )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r, to = self.recipe, self.device
@@ -216,6 +178,8 @@ class StudentInitStage(CausalStage):
         latents = r.latents_of(blocks)
         drawn = self.trajectories.draw(r.batch, latents, rng)
         index = hybrid_levels(r, blocks, r.batch, rng)  # B T
+        mine = self.ranks.share(r.batch)  # rows of the global batch; the loss is a mean over rows
+        drawn, index = {k: v[mine] for k, v in drawn.items()}, index[mine]
         states = drawn["states"]  # B S+1 C T h w
         at = index[:, None, None, :, None, None].expand(-1, 1, *states.shape[2:])
         x, end, sigma = states.gather(1, at)[:, 0].to(to), states[:, -1].to(to), self.sigmas[index].to(to)

@@ -9,7 +9,6 @@ first, which is the clean start picture. With ``x_s = (1 - s) x + s e`` the netw
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +22,14 @@ from distill.causal import channel_weight
 from distill.dmd import shifted
 from distill.latents import Walks, latent_clips
 from distill.optim import build_optimisers
+from distill.parallel import ALONE, Ranks, finish_model, parallelise, save_model
+from distill.stage_recipes import TeacherRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
 from worldmodel.camera_view import CameraView, start_view
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class TeacherRecipe:
-    transformer: dict[str, Any] = field(default_factory=dict)
-    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=20))  # its shift is the training's as well
-    steps: int = 10_000
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 21, 8), (0.5, 41, 4), (0.6, 80, 2))
-    """(share of the steps from which it holds, latent frames, batch): 5 s, 10 s and 20 s in the paper's shares"""
-    optimiser: str = "muon"
-    lr: float = 0.02
-    adam_lr: float = 1e-3
-    weight_decay: float = 0.01
-    ema: float = 0.998
-    first_clean: float = 0.95  # probability that the first latent frame is the start picture
-    pixel_weight: float = 0.0  # as in the causal stage
-    text_dropout: float = 0.1
-    guidance: float = 3.0  # of the samples; 1: none
-    seed: int = 0
-
-    def phase(self, step: int) -> tuple[int, int]:
-        """Latent frames and batch at a step."""
-        return next((n, b) for at, n, b in reversed(self.curriculum) if step >= at * self.steps)
 
 
 def teacher_for(folder: Path, latents: int) -> Path:
@@ -112,10 +90,13 @@ class TeacherStage:
 
     def __init__(
         self, recipe: TeacherRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, device: torch.device,
-        init: dict[str, Tensor] | None = None,
+        init: dict[str, Tensor] | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
+        self.ranks = ranks
+        for *_, batch in recipe.curriculum:
+            ranks.share(batch)
         torch.manual_seed(recipe.seed)
         channels = walks.groups.shape[2]
         defaults = {
@@ -125,12 +106,13 @@ class TeacherStage:
         self.model = CausalWorldTransformer(**defaults | recipe.transformer)
         if init is not None:
             self.model.load_state_dict(init)
-        self.model.to(device)
+        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
         self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
-            "teacher", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample
-        )
+            "teacher", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
+            ranks=ranks,
+        )  # fmt: skip
 
     def extension(self, latents: int) -> float:
         """YaRN's extension for clips of `latents` latent frames."""
@@ -151,6 +133,10 @@ class TeacherStage:
         noise = torch.randn(clean.shape, generator=rng)
         keep_text = torch.rand(batch, generator=rng) >= r.text_dropout
         text = walk["text"] * keep_text[:, None, None]
+        counted = (sigma > 0).float()
+        number, mine = counted.sum().clamp_min(1).to(to), self.ranks.share(batch)  # of the global batch; this process's rows of it
+        walk = {k: v[mine] for k, v in walk.items()}
+        clean, sigma, noise, text, counted = (x[mine] for x in (clean, sigma, noise, text, counted))
         level = sigma[:, None, :, None, None]
         noisy = ((1 - level) * clean + level * noise).to(to)
         actions, poses = walk["actions"].to(to), walk["poses"].to(to)
@@ -158,8 +144,7 @@ class TeacherStage:
         out = self.model(noisy, (1000 * sigma).to(to), text.to(to), actions, poses, view=view)
         target = clean if self.model.config.prediction_type == "sample" else noise - clean
         error = ((out - target.to(to)).square() * self.channel_weight).mean((1, 3, 4))  # B T
-        counted = (sigma > 0).to(error)
-        return (error * counted).sum() / counted.sum().clamp_min(1), {"latents": float(latents)}
+        return self.ranks.world * (error * counted.to(to)).sum() / number, {"latents": float(latents)}
 
     # -- looking at it -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -210,13 +195,11 @@ class TeacherStage:
     @torch.no_grad()
     def _keep(self, latents: int) -> None:
         """Save the averaged teacher of a finished phase: self-forcing of that length is scored by it."""
-        model = CausalWorldTransformer.from_config(self.model.config)
-        model.load_state_dict(self.trainer.ema.weights)
-        model.set_rope_extension(self.extension(latents)).save_pretrained(self.folder / f"model-{latents:03d}")
+        before = self.model.config.rope_extension
+        self.model.set_rope_extension(self.extension(latents))
+        save_model(self.model, self.trainer.ema.weights, self.folder / f"model-{latents:03d}", self.ranks)
+        self.model.set_rope_extension(before)
 
     def finish(self) -> CausalWorldTransformer:
-        self.model.load_state_dict(self.trainer.ema.weights)
         self.model.set_rope_extension(self.extension(self.recipe.phase(max(self.trainer.step - 1, 0))[0]))
-        self.model.eval()
-        self.model.save_pretrained(self.folder / "model")
-        return self.model
+        return finish_model(self.model, self.trainer.ema.weights, self.folder / "model", self.ranks)

@@ -14,27 +14,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from distill.autoencoder import AutoencoderStage
-from distill.causal import CausalStage
-from distill.dataset import paths, read_clip, stems
-from distill.latents import Walks, encode_clips, load_walks
-from distill.plan import make_plan
+from distill.checks import check_run, clip_files, is_model, wan_folder
+from distill.dataset import read_clip
 from distill.recipe import Recipe, RecipeError, load_recipe
-from distill.scenes.__main__ import parse_seeds
-from distill.scenes.dataset import Settings, clip_stem, missing
-from distill.self_forcing import SelfForcingStage
-from distill.student_init import StudentInitStage, make_trajectories
-from distill.teacher import TeacherStage
-from distill.trainer import Deadline
-from worldmodel.autoencoder import TinyAutoencoder
-from worldmodel.transformer import CausalWorldTransformer
+from distill.scenes.dataset import missing
+
+if TYPE_CHECKING:  # torch takes seconds to import: what is wrong with a recipe is said before
+    import torch
+
+    from distill.latents import Walks
+    from distill.parallel import Ranks
+    from distill.trainer import Deadline
+    from worldmodel.autoencoder import VideoAutoencoder
+    from worldmodel.transformer import CausalWorldTransformer
 
 
 class Renderer:
@@ -71,22 +71,6 @@ class Renderer:
             self.process.wait()
 
 
-def clip_files(recipe: Recipe, out: Path) -> list[Path]:
-    """Path stems of the clips in order: the rendered ones, there already or not, or those of `data.folder`."""
-    d = recipe.data
-    if not d.folder:
-        Settings(parse_seeds(d.seeds), d.frames, d.size, d.level)  # refuses reserved seeds before anything is written
-        return [clip_stem(out / "data", i) for i in range(1, d.clips + 1)]
-    found = stems(d.folder)[: d.clips]
-    if len(found) < d.held_out + 2:
-        raise RecipeError(f"{d.folder} has {len(found)} clips; data.held_out={d.held_out} needs at least {d.held_out + 2}.")
-    for stem in found:
-        facts = json.loads(paths(stem)[2].read_text())
-        if (shape := [facts[k] for k in ("num_frames", "height", "width")]) != [d.frames, d.size, d.size]:
-            raise RecipeError(f"{stem} has {shape[0]} frames of {shape[1]}x{shape[2]}, not data.frames={d.frames} of data.size={d.size}.")
-    return found
-
-
 def frame_pool(clips: list[Path], cache: Path) -> np.ndarray:
     """Frames uint8 [N, F, H, W, 3] of clips, decoded once into a memory-mapped file."""
     path = cache / f"frames-1-{len(clips) + 1}.npy"
@@ -113,74 +97,184 @@ def embed_prompts(prompts: list[str], known: Path | None = None) -> torch.Tensor
     return TextEncoder(cache=None if known is None else PromptCache.load(known)).encode(prompts)
 
 
+def load_wan_autoencoder(folder: Path, device: torch.device) -> VideoAutoencoder:
+    """Wan's autoencoder from the vae/ of a folder in diffusers' layout."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from worldmodel.autoencoder import WanAutoencoder
+
+    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    return WanAutoencoder(vae.to(device).requires_grad_(False))
+
+
+def embed_by_wan(prompts: list[str], folder: Path, known: Path) -> torch.Tensor:
+    """float32 [P, L, 4096] by Wan's UMT5; kept in the file `known`, so that the encoder is loaded once a run."""
+    import torch
+
+    from worldmodel.text import PromptCache, TextConfig, TextEncoder
+
+    cache = PromptCache.load(known) if known.exists() else None
+    encoder = TextEncoder(TextConfig("umt5", 512, 4096), folder, cache, dtype=torch.bfloat16)
+    if any(p not in encoder.cache for p in prompts):
+        encoder.remember(prompts).save(known)
+    return encoder.encode(prompts)
+
+
+def start_weights(recipe: Recipe, start_from: Path) -> dict[str, torch.Tensor]:
+    """Weights for the first stage: of a world model's transformer, or of a Wan checkpoint (`worldmodel.convert`).
+
+    RELIC's action and pose layers, which a Wan checkpoint lacks, start as the class starts them: the model computes what Wan does.
+    """
+    import torch
+
+    if is_model(start_from):
+        from worldmodel.transformer import CausalWorldTransformer
+
+        return CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
+    from worldmodel.convert import load_wan_transformer
+
+    made = recipe.transformer(recipe.stages[0])
+    heads = {"num_attention_heads": made.num_attention_heads, "attention_head_dim": made.attention_head_dim}
+    return load_wan_transformer(start_from, **heads, camera_dim=made.camera_dim).state_dict()
+
+
 def train(
-    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None
-) -> bool:
+    recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None, prompts: Path | None = None,
+    ranks: Ranks | None = None,
+) -> bool:  # fmt: skip
     """One slice; returns whether the whole recipe is done.
 
-    `start_from` is a model's folder: its autoencoder is used as it is, and the first stage starts from its transformer.
-    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`).
+    `start_from` is a model's folder: its autoencoder is used as it is, and the first stage starts from its transformer. Or it
+    is a Wan checkpoint, for the transformer alone; with vae/ and text_encoder/ beside it these are used too, as by `data.wan`.
+    `prompts` is a file of prompt embeddings (`worldmodel.text.PromptCache`). Of several processes the main one prepares the
+    data while the others wait; all train the world models.
     """
+    from distill.latents import load_walks
+    from distill.parallel import ALONE
+    from worldmodel.autoencoder import TinyAutoencoder
+
+    ranks = ranks or ALONE
+    wan = wan_folder(recipe, start_from)
     embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
+    if wan is not None and prompts is None:
+        embed = partial(embed_by_wan, folder=wan, known=out / "prompts.safetensors")
+
+    def main_part() -> bool:
+        return prepare(recipe, out, deadline, device, start_from) and (ranks.world == 1 or write_text(out / "walks", embed))
+
+    if not ranks.on_main(main_part):
+        return False
+    if ranks.world > 1:
+        embed = partial(read_text, out / "walks")
+    walks = load_walks(out / "walks" / "train", embed, recipe.data.balance)
+    held_out = load_walks(out / "walks" / "held_out", embed)
+    if wan is not None:
+        autoencoder = load_wan_autoencoder(wan, device)
+    else:
+        autoencoder = TinyAutoencoder.from_pretrained(out / "autoencoder" / "model").to(device).eval().requires_grad_(False)
+    init = None
+    if start_from is not None and not (out / recipe.stages[0] / "checkpoint").exists():
+        init = start_weights(recipe, start_from)
+    return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init, ranks)
+
+
+def write_text(folder: Path, embed: Callable[[list[str]], torch.Tensor]) -> bool:
+    """Embed the captions of the walks in `folder` once, so that one process alone needs the language model; for `read_text`."""
+    import torch
+    from safetensors.torch import save_file
+
+    from distill.latents import load_walks
+
+    captions: list[str] = []
+    for name in ("train", "held_out"):
+        load_walks(folder / name, lambda prompts: captions.extend(prompts) or torch.zeros(len(prompts), 1, 1))
+    captions = sorted(set(captions))
+    save_file({"text": embed(captions).contiguous()}, folder / "text.safetensors", {"captions": json.dumps(captions)})
+    return True
+
+
+def read_text(folder: Path, prompts: list[str]) -> torch.Tensor:
+    """What `write_text` embedded, float32 [P, L, D]."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "text.safetensors", "pt") as f:
+        captions, text = json.loads(f.metadata()["captions"]), f.get_tensor("text")
+    return text[[captions.index(p) for p in prompts]]
+
+
+def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device, start_from: Path | None = None) -> bool:
+    """Clips, the autoencoder, and the clips encoded by it; returns whether all are there. For one process."""
+    import torch
+
+    from distill.autoencoder import AutoencoderStage
+    from distill.latents import encode_clips
+    from worldmodel.autoencoder import TinyAutoencoder
+
+    wan = wan_folder(recipe, start_from)
     d = recipe.data
     clips = clip_files(recipe, out)
     trained, held = range(len(clips) - d.held_out), range(len(clips) - d.held_out, len(clips))
     renderer = Renderer(out / "data", recipe)
     try:
-        # 1. autoencoder
+        # 1. autoencoder: Wan's as it is, or a small one of our own
         done = out / "autoencoder" / "model"
-        if start_from is not None and not done.exists():
-            TinyAutoencoder.from_pretrained(start_from / "autoencoder", torch_dtype=torch.float32).save_pretrained(done)
-        if not done.exists():
-            if not renderer.wait_for(d.autoencoder_clips, deadline):
-                return False
-            pool = frame_pool(clips[: d.autoencoder_clips], out / "autoencoder")
-            split = max(1, len(pool) // 20)
-            stage = AutoencoderStage(recipe.autoencoder, out / "autoencoder", pool[:-split], pool[-split:], device)
-            if not stage.trainer.run(deadline):
-                return False
-            stage.finish()
-        autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval().requires_grad_(False)
+        if wan is None:
+            if start_from is not None and is_model(start_from) and not done.exists():
+                TinyAutoencoder.from_pretrained(start_from / "autoencoder", torch_dtype=torch.float32).save_pretrained(done)
+            if not done.exists():
+                if not renderer.wait_for(d.autoencoder_clips, deadline):
+                    return False
+                pool = frame_pool(clips[: d.autoencoder_clips], out / "autoencoder")
+                split = max(1, len(pool) // 20)
+                stage = AutoencoderStage(recipe.autoencoder, out / "autoencoder", pool[:-split], pool[-split:], device)
+                if not stage.trainer.run(deadline):
+                    return False
+                stage.finish()
 
         # 2. latents
         if not (out / "walks" / "done").exists():
             if not renderer.wait_for(d.clips, deadline):
                 return False
+            autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval().requires_grad_(False) if wan is None else load_wan_autoencoder(wan, device)
             for name, indices, turned in (("train", trained, d.palindrome), ("held_out", held, 0.0)):
                 encode_clips(autoencoder, lambda i: read_clip(clips[i]), indices, out / "walks" / name, device, turned)
             (out / "walks" / "done").touch()
-
-        # 3. the world models
-        walks = load_walks(out / "walks" / "train", embed, d.balance)
-        held_out = load_walks(out / "walks" / "held_out", embed)
-        init = None
-        if start_from is not None:
-            init = CausalWorldTransformer.from_pretrained(start_from / "transformer", torch_dtype=torch.float32).state_dict()
-        return train_models(recipe, out, walks, held_out, autoencoder, deadline, device, init)
+        return True
     finally:
         renderer.stop()
 
 
 def train_models(
-    recipe: Recipe, out: Path, walks: Walks, held_out: Walks, autoencoder: TinyAutoencoder, deadline: Deadline, device: torch.device,
-    init: dict[str, torch.Tensor] | None = None,
+    recipe: Recipe, out: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder, deadline: Deadline, device: torch.device,
+    init: dict[str, torch.Tensor] | None = None, ranks: Ranks | None = None,
 ) -> bool:  # fmt: skip
     """The recipe's stages, one after the other; returns whether all are done. `init` are weights for the first."""
+    from distill.causal import CausalStage
+    from distill.parallel import ALONE
+    from distill.self_forcing import SelfForcingStage
+    from distill.student_init import StudentInitStage, make_trajectories
+    from distill.teacher import TeacherStage
+
+    ranks = ranks or ALONE
     done: dict[str, CausalWorldTransformer] = {}
     for name in recipe.stages:
         section, common = getattr(recipe, name), (out / name, walks, held_out, autoencoder, device)
         if name == "causal":
-            stage = CausalStage(section, *common, None if done else init)
+            stage = CausalStage(section, *common, None if done else init, ranks)
         elif name == "teacher":
-            stage = TeacherStage(section, *common, done["causal"].state_dict() if "causal" in done else init)
+            stage = TeacherStage(section, *common, done["causal"].state_dict() if "causal" in done else init, ranks)
         elif name == "student_init":
-            if not make_trajectories(done["teacher"], walks, autoencoder, out / name / "trajectories", section, device, deadline):
+            if not make_trajectories(done["teacher"], walks, autoencoder, out / name / "trajectories", section, device, deadline, ranks):
                 return False
-            stage = StudentInitStage(section, *common, done["teacher"])
+            if ranks.world > 1:
+                done["teacher"].to("cpu")  # each process had it whole; from here on the device holds shards
+            stage = StudentInitStage(section, *common, done["teacher"], ranks)
         else:
-            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"])
+            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"], ranks)
         finished = stage.trainer.run(deadline)
         done[name] = stage.finish()
+        del stage  # its memory, before the next one
         if not finished:
             return False
     return True
@@ -192,29 +286,39 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="name of a recipe (tiny) or a path to a YAML file")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same folder goes on")
-    parser.add_argument("--from", dest="start_from", type=Path, help="folder of a model to go on from, for example worldmodel/weights/tiny")
+    parser.add_argument("--from", dest="start_from", type=Path, help="model to go on from (worldmodel/weights/tiny), or a Wan checkpoint")
     parser.add_argument("--prompts", type=Path, help="embeddings of the captions, for where no language model is (distill.bundle)")
     parser.add_argument("--minutes", type=float, default=9.0, help="length of this slice")
     parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and FLOPs of distilling it, and stop")
     parser.add_argument("--gpus", type=int, default=8, help="GPUs that the dry run plans for")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="", help="default: cuda where there is one, else cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides, for example causal.steps=500")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped saves, as Ctrl-C does
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
         recipe = load_recipe(args.recipe, args.set)
         if args.dry_run:
+            from distill.plan import make_plan
+
             print(make_plan(recipe, args.gpus))
             return 0
-        done = train(recipe, args.out, Deadline(args.minutes), torch.device(args.device), args.start_from, args.prompts)
+        check_run(recipe, args.out, args.start_from, args.prompts)  # nothing above here has imported torch
+        import torch
+
+        from distill.parallel import distributed
+        from distill.trainer import Deadline
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        with distributed(args.device) as ranks:
+            done = train(recipe, args.out, Deadline(args.minutes), ranks.device, args.start_from, args.prompts, ranks)
     except (RecipeError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nStopped and saved. The same command goes on.\n")
-    print("The recipe is done." if done else "The slice is over; the same command goes on.")
+    if ranks.main:
+        print("The recipe is done." if done else "The slice is over; the same command goes on.")
     return 0
 
 

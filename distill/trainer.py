@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distill.checkpoint import load_checkpoint, save_checkpoint, strip_prefix, with_prefix
+from distill.checkpoint import strip_prefix, with_prefix
 from distill.curves import plot_log
 from distill.optim import Optimisers
+from distill.parallel import ALONE, Ranks, clip_gradients, finite, load_state, postponed_signals, save_state
 
 SAVE_SECONDS = 120.0
 
@@ -78,17 +80,20 @@ class Trainer:
             the steps of optimiser 0.
         averaged: the part of the model whose weights are averaged (default: all of it).
         sample: called with the folder at the end of every slice, with the averaged weights in the model.
+        ranks: the processes that train, `model` being sharded over them (`parallel.parallelise`). All take every step, save and
+            sample together; the main one alone keeps the log, what `sample` draws and the numbers it returns.
     """
 
     def __init__(
         self, name: str, folder: Path, model: nn.Module, optimisers: Optimisers, loss: Callable[[int], tuple[Tensor, dict[str, float]]],
         *, steps: int, warmup: int = 50, decay: float = 0.3, ema: float = 0.998, clip: float = 1.0,
         sample: Callable[[Path], dict[str, Any] | None] | None = None,
-        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None,
+        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.model, self.optimisers, self.loss = name, Path(folder), model, optimisers, loss
         self.steps, self.warmup, self.decay, self.clip, self.sample = steps, warmup, decay, clip, sample
         self.turn, self.averaged = turn, model if averaged is None else averaged
+        self.ranks = ranks
         self.ema = EMA(self.averaged, ema)
         self.step, self.seconds = 0, 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,23 +104,42 @@ class Trainer:
         return self.step >= self.steps
 
     def run(self, deadline: Deadline) -> bool:
-        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first, unless in the middle of an update."""
+        """Train until done or the deadline; returns whether the stage is done. Ctrl-C saves first, unless in the middle of an update.
+
+        Several processes stop after the same step, as soon as the deadline of any has passed or any was interrupted.
+        """
         if self.done:
             return True
+        with postponed_signals(self.ranks) as signals:
+            self._train(deadline, signals)
+        if self.sample is not None:
+            self.sample_now()
+        return self.done
+
+    def _train(self, deadline: Deadline, signals: list[int]) -> None:
+        ranks = self.ranks
         self.model.train()
         self.optimisers.zero_grad()  # an interrupted step may have left some
         started, saved = time.monotonic(), time.monotonic()
         before = self.seconds
-        bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5)
-        log = (self.folder / "log.jsonl").open("a", buffering=1)
+        bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5, disable=not ranks.main)
+        log = (self.folder / "log.jsonl").open("a", buffering=1) if ranks.main else None
         whole = True  # False while weights, average and step number do not belong together
+        agreed = ranks.world == 1  # whether all processes save; one that fails alone must not wait for the others
         try:
-            while not self.done and not deadline.passed:
+            while True:
+                over, interrupted, due = ranks.any(deadline.passed, bool(signals), time.monotonic() - saved > SAVE_SECONDS)
+                if self.done or over or interrupted:
+                    agreed = True
+                    break
+                if due:
+                    self.save()
+                    saved = time.monotonic()
                 loss, numbers = self.loss(self.step)
                 if loss.requires_grad:
                     loss.backward()
-                norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-                if not math.isfinite(float(norm)):
+                norm = clip_gradients(self.model.parameters(), self.clip)
+                if not math.isfinite(norm):
                     raise FloatingPointError(f"{self.name}: the gradient is not finite at step {self.step}; the last checkpoint is kept.")
                 turn = None if self.turn is None else self.turn(self.step)
                 whole = False
@@ -126,33 +150,32 @@ class Trainer:
                 whole = True
                 self.seconds = before + time.monotonic() - started
                 if self.step % 10 == 0 or self.done:
-                    row = {
-                        "step": self.step,
-                        "seconds": round(self.seconds, 1),
-                        "loss": round(float(loss.detach()), 5),
-                        "grad": round(float(norm), 4),
-                    }
-                    log.write(json.dumps(row | {k: round(float(v), 5) for k, v in numbers.items()}) + "\n")
-                    bar.set_postfix(loss=f"{float(loss.detach()):.4f}", **{k: f"{float(v):.3f}" for k, v in numbers.items()}, refresh=False)
+                    value = ranks.mean(loss)
+                    numbers = {k: ranks.mean(torch.as_tensor(v, dtype=torch.float64)) for k, v in numbers.items()}
+                    row = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(value, 5), "grad": round(norm, 4)}
+                    if log is not None:
+                        log.write(json.dumps(row | {k: round(v, 5) for k, v in numbers.items()}) + "\n")
+                    bar.set_postfix(loss=f"{value:.4f}", **{k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False)
                 bar.update()
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    self.save()
-                    saved = time.monotonic()
         finally:
             bar.close()
-            log.close()
-            if whole and math.isfinite(sum(float(p.detach().abs().max()) for p in self.model.parameters())):
+            if log is not None:
+                log.close()
+            if agreed and whole and finite(self.model.parameters(), ranks):
                 self.save()
-        if self.sample is not None:
-            self.sample_now()
-        return self.done
+        if interrupted:
+            raise KeyboardInterrupt
 
     def sample_now(self) -> None:
         live = {k: v.clone() for k, v in self.averaged.state_dict().items()}
         self.averaged.load_state_dict(self.ema.weights)
         self.model.eval()
         try:
-            numbers = self.sample(self.folder)
+            if self.ranks.main:
+                numbers = self.sample(self.folder)
+            else:  # takes part in every forward pass of sharded weights; what it draws is not kept
+                with tempfile.TemporaryDirectory() as folder:
+                    numbers = self.sample(Path(folder)) and None
             if numbers:
                 with (self.folder / "slices.jsonl").open("a") as f:
                     f.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1)} | numbers) + "\n")
@@ -168,10 +191,10 @@ class Trainer:
             | with_prefix("ema", self.ema.weights)
             | with_prefix("optimiser", self.optimisers.state_tensors())
         )
-        save_checkpoint(self.folder / "checkpoint", tensors, {"step": self.step, "seconds": self.seconds})
+        save_state(self.folder / "checkpoint", tensors, {"step": self.step, "seconds": self.seconds}, self.ranks)
 
     def _resume(self) -> None:
-        found = load_checkpoint(self.folder / "checkpoint")
+        found = load_state(self.folder / "checkpoint", self.model, self.optimisers, self.averaged)
         if found is None:
             return
         tensors, meta = found

@@ -2,22 +2,32 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from distilling import TRANSFORMER, synthetic_walks
 from safetensors.torch import load_file, save_file
+from small import small_model
 
-from distill.causal import CausalRecipe, noise_levels
+from distill.causal import CausalRecipe, CausalStage, noise_levels
 from distill.checkpoint import load_checkpoint, strip_prefix, with_prefix
 from distill.optim import build_optimisers
 from distill.parallel import Ranks, clip_gradients, distributed, export_state, gather_full, load_full, load_state, parallelise, save_state
-from distill.trainer import EMA, generator
+from distill.recipe import Recipe
+from distill.self_forcing import SelfForcingRecipe, SelfForcingStage
+from distill.student_init import StudentInitRecipe
+from distill.teacher import TeacherRecipe
+from distill.train import read_text, train_models, write_text
+from distill.trainer import EMA, Deadline, Trainer, generator
 from worldmodel.memory import MemoryConfig, training_layout
+from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 CONFIG = dict(
@@ -103,10 +113,123 @@ def run(folder: Path, ranks, optimiser):
         (folder / "curves.json").write_text(json.dumps({"curve": curve, "resumed": resumed}))
 
 
+# -- the real stages ----------------------------------------------------------------------------------------------------------
+MEMORY, FEW = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=True)
+WHOLE_WAY = Recipe(
+    stages=("causal", "teacher", "student_init", "self_forcing"),
+    causal=CausalRecipe(TRANSFORMER | {"view_focal": 0.7}, MEMORY, FEW, steps=4, curriculum=((0.0, 3, 4), (0.5, 4, 2))),
+    teacher=TeacherRecipe(TRANSFORMER, SamplerConfig(2), steps=4, curriculum=((0.0, 3, 4), (0.5, 4, 2)), first_clean=0.5),
+    student_init=StudentInitRecipe(
+        memory=MEMORY, sampler=FEW, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=2, shard=1, steps=2, batch=2,
+    ),
+    self_forcing=SelfForcingRecipe(
+        memory=MEMORY, sampler=FEW, steps=4, curriculum=((0.0, 3, 4), (0.5, 4, 2)), critic_per_generator=1, lr=1e-3, critic_lr=1e-3,
+        warmup=1,
+    ),
+)  # fmt: skip
+
+
+class EarlyInTheLast:
+    """A deadline that passes at the third look, and in the last process alone."""
+
+    def __init__(self, ranks):
+        self.looks, self.last = 0, ranks.rank == ranks.world - 1
+
+    @property
+    def passed(self):
+        self.looks += 1
+        return self.last and self.looks == 3
+
+
+def curves_of(work):
+    """Losses [step, value] of every stage that trains during `work()`, of the global batch."""
+    curves, real = {}, Trainer._train
+
+    def recorded(self, deadline, signals):
+        loss = self.loss
+
+        def wrapped(step):
+            value, numbers = loss(step)
+            curves.setdefault(self.name, []).append([step, self.ranks.mean(value)])
+            return value, numbers
+
+        self.loss = wrapped
+        real(self, deadline, signals)
+
+    Trainer._train = recorded
+    try:
+        work()
+    finally:
+        Trainer._train = real
+    return curves
+
+
+def train_stages(folder: Path, ranks, recipe=WHOLE_WAY, deadline=None):
+    walks = synthetic_walks(clips=3, latents=4)
+    deadline = Deadline(9) if deadline is None else deadline
+    return train_models(recipe, folder, walks, walks, small_model().autoencoder, deadline, ranks.device, None, ranks)
+
+
+def run_stages(folder: Path, ranks):
+    """Two slices: the first is over after two steps of the first stage, and leaves a copy of it."""
+
+    def slices():
+        assert not train_stages(folder, ranks, deadline=EarlyInTheLast(ranks))
+        if ranks.main:
+            shutil.copytree(folder / "causal", folder / "half")
+            shutil.copytree(folder / "causal", folder / "stopped")
+        assert train_stages(folder, ranks)
+
+    curves = curves_of(slices)
+    if ranks.main:
+        (folder / "curves.json").write_text(json.dumps(curves))
+
+
+def run_stopped(folder: Path, ranks):
+    """One of the processes gets a SIGTERM at step 2; both stop after it, and save."""
+    walks = synthetic_walks(clips=3, latents=4)
+    args = (WHOLE_WAY.causal, folder, walks, walks, small_model().autoencoder, ranks.device, None, ranks)
+    trainer = CausalStage(*args).trainer
+    loss = trainer.loss
+
+    def killing(step):
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(step)
+
+    trainer.loss = killing
+    try:
+        trainer.run(Deadline(9))
+        raise AssertionError("It went on after a SIGTERM.")
+    except KeyboardInterrupt:
+        assert trainer.step == CausalStage(*args).trainer.step == 3
+
+
+def run_bfloat16(folder: Path, ranks):
+    """Losses of the first stage and of self-forcing, with matrix products in bfloat16."""
+    ranks = replace(ranks, dtype=torch.bfloat16)
+    walks, autoencoder = synthetic_walks(clips=3, latents=4), small_model().autoencoder
+    args = (walks, walks, autoencoder, ranks.device)
+    causal = CausalStage(WHOLE_WAY.causal, folder / "a", *args, None, ranks)
+    weights = small_model(1).transformer
+    forced = SelfForcingStage(WHOLE_WAY.self_forcing, folder / "b", *args, weights, weights, ranks)
+    losses = {"causal": [], "self_forcing": []}
+    for name, stage in (("causal", causal), ("self_forcing", forced)):
+        for step in (0, 1):
+            loss = stage.loss(step)[0]
+            losses[name].append(ranks.mean(loss))
+    if ranks.main:
+        (folder / "bfloat16.json").write_text(json.dumps(losses))
+
+
 def main(root: Path):
     torch.set_num_threads(1)
     with distributed("cpu") as ranks:
-        warnings.simplefilter("ignore")  # FSDP warns of every module that returns a view
+        (root / "stages").mkdir(exist_ok=True)
+        run_stages(root / "stages", ranks)
+        run_stopped(root / "stages" / "stopped", ranks)
+        (root / "bfloat16").mkdir(exist_ok=True)
+        run_bfloat16(root / "bfloat16", ranks)
         for optimiser in ("adamw", "muon"):
             (root / optimiser).mkdir(exist_ok=True)
             run(root / optimiser, ranks, optimiser)
@@ -123,6 +246,7 @@ def runs(tmp_path_factory):
     for optimiser in ("adamw", "muon"):
         (one / optimiser).mkdir()
         run(one / optimiser, Ranks(), optimiser)
+    run_stages(one / "stages", Ranks())
     (two / "one").symlink_to(one / "muon")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -185,6 +309,71 @@ def test_sharded_checkpoints_hold_no_pickle_and_export(runs, tmp_path):
         export_state(two / "adamw" / "checkpoint", CONFIG | {"num_layers": 3}, tmp_path / "no")
     with pytest.raises(FileNotFoundError):
         export_state(tmp_path / "nothing", CONFIG, tmp_path / "no")
+
+
+@pytest.mark.parametrize("stage", WHOLE_WAY.stages)
+def test_two_processes_train_a_stage_as_one_does(runs, stage):
+    want, got = (torch.tensor(json.loads((folder / "stages" / "curves.json").read_text())[stage]) for folder in runs)
+    steps = getattr(WHOLE_WAY, stage).steps
+    assert want[:, 0].tolist() == got[:, 0].tolist() == list(range(steps))  # nothing left out or done twice, over both slices
+    torch.testing.assert_close(got[:, 1], want[:, 1], rtol=1e-5, atol=0)
+    assert want[0, 1] != want[1, 1]
+    for model in ("model", *(["model-003"] if stage == "teacher" else [])):
+        a, b = (CausalWorldTransformer.from_pretrained(folder / "stages" / stage / model) for folder in runs)
+        assert {**a.config, "_name_or_path": ""} == {**b.config, "_name_or_path": ""}
+        assert max(float((x - y).detach().abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True)) < 1e-4
+    kept = [sorted(p.name for p in (folder / "stages" / stage).iterdir()) for folder in runs]
+    assert kept[0] == kept[1] and any(n.startswith("sheet-") for n in kept[0])
+    rows = [(folder / "stages" / stage / "slices.jsonl").read_text().splitlines() for folder in runs]
+    assert len(rows[0]) == len(rows[1])
+    assert json.loads(rows[0][-1])["true"] == pytest.approx(json.loads(rows[1][-1])["true"], abs=2e-3)
+
+
+def test_one_process_goes_on_where_two_stopped(runs, tmp_path):
+    one, two = runs
+    shutil.copytree(two / "stages" / "half", tmp_path / "causal")
+    want = json.loads((one / "stages" / "curves.json").read_text())["causal"][2:]
+    got = curves_of(lambda: train_stages(tmp_path, Ranks(), replace(WHOLE_WAY, stages=("causal",))))["causal"]
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(want), rtol=1e-5, atol=0)
+
+
+def test_sharded_in_bfloat16_is_near(runs, tmp_path):
+    """Losses of one process in float32; bfloat16 has 8 bits."""
+    walks, autoencoder = synthetic_walks(clips=3, latents=4), small_model().autoencoder
+    args = (walks, walks, autoencoder, torch.device("cpu"))
+    weights = small_model(1).transformer
+    stages = {
+        "causal": CausalStage(WHOLE_WAY.causal, tmp_path / "a", *args),
+        "self_forcing": SelfForcingStage(WHOLE_WAY.self_forcing, tmp_path / "b", *args, weights, weights),
+    }
+    for name, got in json.loads((runs[1] / "bfloat16" / "bfloat16.json").read_text()).items():
+        want = [float(stages[name].loss(step)[0].detach()) for step in (0, 1)]
+        assert got == pytest.approx(want, rel=2e-2) and got != want
+
+
+def test_refusals_before_anything_is_trained(tmp_path):
+    walks = synthetic_walks()
+    args = (tmp_path, walks, walks, small_model().autoencoder, torch.device("cpu"))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        CausalStage(WHOLE_WAY.causal, *args, None, Ranks(0, 4))  # its last phase has a batch of 2
+    with pytest.raises(ValueError, match="replay=true"):
+        SelfForcingStage(replace(WHOLE_WAY.self_forcing, replay=False), *args, {}, {}, Ranks(0, 2))
+
+
+def test_captions_are_embedded_once(tmp_path):
+    asked = []
+
+    def embed(prompts):
+        asked.append(prompts)
+        return torch.tensor([float(len(p)) for p in prompts]).view(-1, 1, 1)
+
+    for name, captions in (("train", ["a", "ccc", "a"]), ("held_out", ["bb"])):
+        (tmp_path / name).mkdir()
+        rows = {k: torch.zeros(len(captions), 2) for k in ("groups", "stills", "actions", "poses")}
+        save_file(rows, tmp_path / name / "walks-00000.safetensors", {"captions": "\n".join(captions)})
+    write_text(tmp_path, embed)
+    assert asked == [["a", "bb", "ccc"]]
+    assert read_text(tmp_path, ["ccc", "a"]).flatten().tolist() == [3, 1]
 
 
 def test_shares_cover_the_batch_once():

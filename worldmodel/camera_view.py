@@ -237,7 +237,8 @@ class ViewBlend(nn.Module):
         """What the view adds to the embedded tokens: [N, L, D]"""
         h, w = view.far.shape[-2:]
         reach = F.pixel_unshuffle(F.adaptive_avg_pool2d(view.reached, (CELLS * h, CELLS * w)), CELLS)
-        return self.enter(self._patches(view.far)) + self.enter_reach(self._patches(reach))
+        shown, reach = (self._patches(x).to(self.enter.weight) for x in (view.far, reach))
+        return self.enter(shown) + self.enter_reach(reach)
 
     def _patches(self, latents: Tensor) -> Tensor:
         """[N, C, h, w] -> [N, L, ph*pw*C], in the order of the transformer's output"""
@@ -259,6 +260,7 @@ class ViewBlend(nn.Module):
         depth = NEAR * F.softplus(self.inverse_depth(hidden))  # N L 16
         depth = F.pixel_shuffle(depth.transpose(1, 2).unflatten(2, grid), CELLS)
         preference = self.preference(hidden).transpose(1, 2).unflatten(2, grid)[:, : view.pictures.shape[1]]
-        frames, known = view.warped(depth, preference)
-        change = (frames - view.autoencoder.linear_frames(self._latents(out, grid))) * (known > 0).unsqueeze(1)
-        return out + torch.sigmoid(self.gate(hidden)) * self._patches(view.autoencoder.encode_change(change))
+        frames, known = view.warped(depth.to(view.pictures), preference.to(view.pictures))
+        change = frames - view.autoencoder.linear_frames(self._latents(out, grid).to(frames))
+        change = self._patches(view.autoencoder.encode_change(change * (known > 0).unsqueeze(1)))
+        return out + torch.sigmoid(self.gate(hidden)) * change.to(out)

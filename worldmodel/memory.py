@@ -25,43 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RELIC_SCHEDULE = (1, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4)
-"""Per-axis pooling factor of latent frame i, repeated every 18 latent frames."""
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """`window` latent frames at full resolution, older ones pooled by `schedule`; at most `horizon` latent frames in all.
-
-    ``schedule=()`` forgets what leaves the window (the window-only rival); ``schedule=(1,)`` compresses nothing.
-    """
-
-    window: int = 8
-    schedule: tuple[int, ...] = RELIC_SCHEDULE
-    horizon: int = 80
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "schedule", tuple(self.schedule))
-        if self.window < 1 or self.horizon <= self.window:
-            raise ValueError(f"A memory has window >= 1 and horizon > window, got window={self.window}, horizon={self.horizon}.")
-        if any(s < 1 for s in self.schedule):
-            raise ValueError(f"Pooling factors are 1 or more, got {self.schedule}.")
-
-    def factor(self, index: int) -> int:
-        """Pooling factor of latent frame `index` once it has left the window; 0 means forgotten."""
-        return self.schedule[index % len(self.schedule)] if self.schedule else 0
-
-    def tokens(self, index: int, grid: tuple[int, int]) -> int:
-        s = self.factor(index)
-        return -(-grid[0] // s) * -(-grid[1] // s) if s else 0
-
-    def remembers(self, index: Tensor, count: int, chunk: int = 1) -> Tensor:
-        """Which of the latent frames `index` a memory still holds when `count` are written: bool, of index's shape."""
-        past = (index == 0) | (index > count - self.horizon + chunk)
-        return (index < count) & ((index >= count - self.window) | (past if self.schedule else torch.zeros_like(past)))
-
-    def window_only(self) -> MemoryConfig:
-        return replace(self, schedule=())
+from worldmodel.configs import RELIC_SCHEDULE, MemoryConfig  # noqa: F401 (both are imported from here)
 
 
 def pool_cells(x: Tensor, factor: int) -> Tensor:

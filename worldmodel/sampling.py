@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from worldmodel.camera_view import CameraView
+from worldmodel.configs import SamplerConfig
 from worldmodel.memory import CompressedMemory
 from worldmodel.transformer import CausalWorldTransformer
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """`steps` evenly spaced noise levels from 1, warped by the timestep shift; 4 steps, shift 5: 1, .9375, .8333, .625.
-
-    `stochastic` re-noises each prediction afresh (as Self-Forcing does) instead of following the flow.
-    """
-
-    steps: int = 4
-    shift: float = 5.0
-    stochastic: bool = False
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"denoising steps are 1 or more, got {self.steps}.")
-
-    def with_steps(self, steps: int) -> SamplerConfig:
-        return replace(self, steps=steps)
-
-    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.shift, stochastic_sampling=self.stochastic)
-        scheduler.set_timesteps(sigmas=[1 - i / self.steps for i in range(self.steps)])
-        return scheduler
 
 
 @torch.no_grad()

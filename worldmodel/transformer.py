@@ -282,6 +282,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:]), view_pictures) if view_focal else None
         self.gradient_checkpointing = False
+        self.compute_dtype: torch.dtype | None = None  # of matrix products where it is not that of the weights (`distill.parallel`)
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
     def encode_text(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -322,7 +323,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
     def new_memory(self, config: MemoryConfig, latent_size: tuple[int, int], batch: int = 1, chunk: int = 1) -> CompressedMemory:
         return CompressedMemory(
             config, len(self.blocks), self.config.num_attention_heads, self.config.attention_head_dim, self.grid(latent_size),
-            batch=batch, chunk=chunk, device=self.device, dtype=self.dtype,
+            batch=batch, chunk=chunk, device=self.device, dtype=self.compute_dtype or self.dtype,
         )  # fmt: skip
 
     # -- forward -----------------------------------------------------------------------------------------------------------
