@@ -99,7 +99,8 @@ def test_bad_shapes_say_what_is_wrong():
 def test_the_code_is_the_convolution_that_it_is_stored_as():
     autoencoder = tiny()
     video, latents = torch.randn(2, 12, 32, 48), torch.randn(2, autoencoder.latent_channels, 2, 3)
-    assert torch.allclose(autoencoder.encode_groups(video), autoencoder.linear_encoder(video), atol=1e-4)
+    coded = autoencoder.encode_groups(video)
+    assert torch.allclose(coded, autoencoder.linear_encoder(video), atol=1e-4) and coded.is_contiguous()  # as files want it
     raw = latents * autoencoder.latents_std[:, :, 0] + autoencoder.latents_mean[:, :, 0]
     frames = autoencoder.linear_decoder(raw).unflatten(1, (3, 4))
     assert torch.allclose(autoencoder.linear_frames(latents), frames, atol=1e-4)

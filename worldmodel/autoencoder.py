@@ -106,7 +106,8 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     # -- groups of four frames: [N, 12, H, W] <-> [N, C, h, w], raw latents -------------------------------------------------
     def _analyse(self, groups: Tensor) -> Tensor:
         """`linear_encoder` without its bias: a product of matrices, faster than the convolution that it is"""
-        return torch.einsum("nphw,cp->nchw", F.pixel_unshuffle(groups, self.spatial_stride), self.linear_encoder.weight.flatten(1))
+        weight = self.linear_encoder.weight.flatten(1)
+        return torch.einsum("nphw,cp->nchw", F.pixel_unshuffle(groups, self.spatial_stride), weight).contiguous()
 
     def _synthesise(self, latents: Tensor, frames: slice = slice(None)) -> Tensor:
         """`linear_decoder` of some of its channels, likewise"""
