@@ -3,7 +3,7 @@
 RELIC (arXiv 2512.04040, section 4.4.2) on Self-Forcing (arXiv 2506.08009): the generator rolls out through its own compressed
 cache from start pictures and actions of the training walks, and distribution matching (`dmd`) against a bidirectional teacher
 gives the gradient, by replayed back-propagation (`replay`). Between two generator steps the fake score learns what the
-generator makes now. The horizon grows by the curriculum, 5 s, 10 s, 20 s.
+generator makes now. The horizon grows by the curriculum, 5 s, 10 s, 20 s, and each length is scored by the teacher of that length.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from distill.causal import channel_weight
 from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
-from distill.parallel import ALONE, Ranks, finish_model, parallelise
+from distill.parallel import ALONE, Ranks, finish_model, load_full, parallelise
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import roll_out, sample_sheet
 from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
+from distill.teacher import teacher_for
 from distill.trainer import Trainer, generator, phase
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import start_view
@@ -38,16 +39,19 @@ class SelfForcingStage:
         generator_init: the few-step causal model to start from; or weights for a transformer of `recipe.transformer`.
         real_score_init: the teacher; or weights for a transformer of `recipe.transformer | recipe.score`. It stays frozen; the
             fake score starts from the same weights.
+        teachers: folder of the teacher's stage, from which the real score of each length is taken (`teacher.teacher_for`); the
+            fake score goes on with the rotary embedding of that length. None: `real_score_init` for all.
         ranks: several processes shard all three and need `recipe.replay`.
     """
 
     def __init__(
         self, recipe: SelfForcingRecipe, folder: Path, walks: Walks, held_out: Walks, autoencoder: VideoAutoencoder,
         device: torch.device, generator_init: Init, real_score_init: Init, ranks: Ranks = ALONE,
+        teachers: Path | None = None,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.walks, self.held_out = recipe, Path(folder), walks, held_out
         self.autoencoder, self.device = autoencoder, device
-        self.ranks = ranks
+        self.ranks, self.teachers, self._teacher = ranks, teachers, None
         for *_, batch in recipe.curriculum:
             ranks.share(batch)
         if ranks.world > 1 and not recipe.replay:
@@ -73,6 +77,7 @@ class SelfForcingStage:
         """The loss of the one whose turn it is; the generator's has been back-propagated already and has no graph."""
         r, to = self.recipe, self.device
         latents, batch = phase(r.curriculum, step, r.steps)
+        self._score_by_teacher_of(latents)
         rng = generator(r.seed, step)
         walk = self.walks.draw(batch, latents, rng)
         mine = self.ranks.share(batch)  # rows of the global batch; losses are means over rows
@@ -97,6 +102,20 @@ class SelfForcingStage:
             loss = replay_backward(self.generator, played, difference) if r.replay else full_graph_backward(played, difference)
             self.losses["generator"] = float(loss)
         return loss, {"latents": float(latents)} | self.losses
+
+    def _score_by_teacher_of(self, latents: int) -> None:
+        """Load the real score for walks of this length, unless it is there."""
+        folder = None if self.teachers is None else teacher_for(self.teachers, latents)
+        if folder == self._teacher:
+            return
+        teacher = CausalWorldTransformer.from_pretrained(folder, torch_dtype=torch.float32)
+        if self.ranks.world > 1:
+            load_full(self.real, teacher.state_dict(), self.ranks)
+        else:
+            self.real.load_state_dict(teacher.state_dict())
+        for score in (self.real, self.fake):
+            score.set_rope_extension(teacher.config.rope_extension, teacher.config.rope_original_latents)
+        self._teacher = folder
 
     def sample(self, folder: Path) -> dict[str, Any]:
         """Roll-outs of held-out clips beside ground truth, and their PSNR."""

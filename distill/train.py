@@ -97,14 +97,16 @@ def embed_prompts(prompts: list[str], known: Path | None = None) -> torch.Tensor
     return TextEncoder(cache=None if known is None else PromptCache.load(known)).encode(prompts)
 
 
-def load_wan_autoencoder(folder: Path, device: torch.device) -> VideoAutoencoder:
-    """Wan's autoencoder from the vae/ of a folder in diffusers' layout."""
+def load_autoencoder(out: Path, wan: Path | None, device: torch.device) -> VideoAutoencoder:
+    """The run's own autoencoder, or Wan's from the vae/ of a folder in diffusers' layout."""
     import torch
     from diffusers import AutoencoderKLWan
 
-    from worldmodel.autoencoder import WanAutoencoder
+    from worldmodel.autoencoder import TinyAutoencoder, WanAutoencoder
 
-    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
+    if wan is None:
+        return TinyAutoencoder.from_pretrained(out / "autoencoder" / "model").to(device).eval().requires_grad_(False)
+    vae = AutoencoderKLWan.from_pretrained(wan, subfolder="vae", torch_dtype=torch.float32)
     return WanAutoencoder(vae.to(device).requires_grad_(False))
 
 
@@ -152,7 +154,6 @@ def train(
     """
     from distill.latents import load_walks
     from distill.parallel import ALONE
-    from worldmodel.autoencoder import TinyAutoencoder
 
     ranks = ranks or ALONE
     wan = wan_folder(recipe, start_from)
@@ -169,10 +170,7 @@ def train(
         embed = partial(read_text, out / "walks")
     walks = load_walks(out / "walks" / "train", embed, recipe.data.balance)
     held_out = load_walks(out / "walks" / "held_out", embed)
-    if wan is not None:
-        autoencoder = load_wan_autoencoder(wan, device)
-    else:
-        autoencoder = TinyAutoencoder.from_pretrained(out / "autoencoder" / "model").to(device).eval().requires_grad_(False)
+    autoencoder = load_autoencoder(out, wan, device)
     init = None
     if start_from is not None and not (out / recipe.stages[0] / "checkpoint").exists():
         init = start_weights(recipe, start_from)
@@ -236,7 +234,7 @@ def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device,
         if not (out / "walks" / "done").exists():
             if not renderer.wait_for(d.clips, deadline):
                 return False
-            autoencoder = TinyAutoencoder.from_pretrained(done).to(device).eval().requires_grad_(False) if wan is None else load_wan_autoencoder(wan, device)
+            autoencoder = load_autoencoder(out, wan, device)
             for name, indices, turned in (("train", trained, d.palindrome), ("held_out", held, 0.0)):
                 encode_clips(autoencoder, lambda i: read_clip(clips[i]), indices, out / "walks" / name, device, turned)
             (out / "walks" / "done").touch()
@@ -271,7 +269,8 @@ def train_models(
                 done["teacher"].to("cpu")  # each process had it whole; from here on the device holds shards
             stage = StudentInitStage(section, *common, done["teacher"], ranks)
         else:
-            stage = SelfForcingStage(section, *common, done.get("student_init") or done["causal"], done["teacher"], ranks)
+            student = done.get("student_init") or done["causal"]
+            stage = SelfForcingStage(section, *common, student, done["teacher"], ranks, out / "teacher")
         finished = stage.trainer.run(deadline)
         done[name] = stage.finish()
         del stage  # its memory, before the next one

@@ -24,6 +24,7 @@ from distill.optim import Optimisers
 from distill.parallel import ALONE, Ranks, clip_gradients, finite, load_state, postponed_signals, save_state
 
 SAVE_SECONDS = 120.0
+SAMPLE_STEPS = 500  # a sheet of samples after so many steps, and at the end of every slice
 
 
 class Deadline:
@@ -79,7 +80,7 @@ class Trainer:
         turn: `turn(step)` is the index of the one optimiser that steps (default: all step). Then the averaged weights follow
             the steps of optimiser 0.
         averaged: the part of the model whose weights are averaged (default: all of it).
-        sample: called with the folder at the end of every slice, with the averaged weights in the model.
+        sample: called with the folder every `SAMPLE_STEPS` steps and at the end of every slice, with the averaged weights in the model.
         ranks: the processes that train, `model` being sharded over them (`parallel.parallelise`). All take every step, save and
             sample together; the main one alone keeps the log, what `sample` draws and the numbers it returns.
     """
@@ -157,6 +158,8 @@ class Trainer:
                         log.write(json.dumps(row | {k: round(v, 5) for k, v in numbers.items()}) + "\n")
                     bar.set_postfix(loss=f"{value:.4f}", **{k: f"{v:.3f}" for k, v in numbers.items()}, refresh=False)
                 bar.update()
+                if self.sample is not None and self.step % SAMPLE_STEPS == 0 and not self.done:
+                    self.sample_now()
         finally:
             bar.close()
             if log is not None:

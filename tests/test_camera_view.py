@@ -261,3 +261,11 @@ def test_depth_is_learned_from_pictures(small):
 def test_needs_a_model_that_predicts_pictures():
     with pytest.raises(ValueError, match="view_focal needs"):
         CausalWorldTransformer(num_attention_heads=2, attention_head_dim=12, num_layers=1, view_focal=FOCAL)
+
+
+def test_an_hour_later_pictures_still_count():
+    code = codes("left*16 right*16")
+    index = torch.arange(8) + 14400
+    allowed = torch.ones(1, 8, dtype=torch.bool)
+    picks, quality = choose_pictures(code[None, :-1:4], code[-1:], index, allowed, torch.tensor([7]), 3, FOCAL, (32, 32))
+    assert picks[0, 1] != 7 and (quality[0, :2] > 0.15).all()

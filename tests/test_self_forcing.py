@@ -18,7 +18,7 @@ from worldmodel.memory import MemoryConfig
 from worldmodel.sampling import SamplerConfig
 
 
-def make_stage(folder, view=False, **changes):
+def make_stage(folder, view=False, teachers=None, **changes):
     recipe = SelfForcingRecipe(
         **dict(
             transformer=TRANSFORMER, memory=MemoryConfig(window=2, horizon=20), sampler=SamplerConfig(2, 5.0, True), steps=9,
@@ -35,7 +35,7 @@ def make_stage(folder, view=False, **changes):
         weights = [w | {f"view_blend.{k}": v for k, v in blend.state_dict().items()} for w in weights]
     return SelfForcingStage(
         recipe, folder, synthetic_walks(), synthetic_walks(), start.autoencoder, torch.device("cpu"),
-        *weights,
+        *weights, teachers=teachers,
     )  # fmt: skip
 
 
@@ -59,6 +59,21 @@ def test_regression_adds_the_way_to_the_walk(tmp_path, monkeypatch):
     for k, p in stage.generator.named_parameters():
         if p.grad is not None:
             assert torch.allclose(got[k], p.grad, atol=1e-6), k
+
+
+def test_each_length_is_scored_by_the_teacher_of_that_length(tmp_path):
+    stage = make_stage(tmp_path / "run", teachers=tmp_path)
+    for seed, name, extension in ((5, "model-004", 1.0), (6, "model", 1.5)):
+        teacher = small_model(seed).transformer
+        teacher.set_rope_extension(extension, 4).save_pretrained(tmp_path / name)
+    for step, seed, extension in ((0, 5, 1.0), (8, 6, 1.5), (2, 5, 1.0)):  # walks of 4, 6 and 4 latent frames
+        fake = {k: v.clone() for k, v in stage.fake.state_dict().items()}
+        stage.loss(step)
+        want = small_model(seed).transformer.state_dict()
+        assert all(torch.equal(v, want[k]) for k, v in stage.real.state_dict().items())
+        assert stage.real.rope.extension == stage.fake.rope.extension == extension
+        assert not any(p.requires_grad for p in stage.real.parameters())
+        assert all(torch.equal(v, fake[k]) for k, v in stage.fake.state_dict().items())
 
 
 def test_the_scores_are_shown_the_start_picture(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from distilling import TRANSFORMER, synthetic_walks
 from small import small_model
 
+import distill.trainer
 from distill.autoencoder import AutoencoderRecipe, AutoencoderStage, psnr, to_frames, to_video
 from distill.causal import CausalRecipe, CausalStage, noise_levels, shifted
 from distill.checkpoint import load_checkpoint, save_checkpoint
@@ -36,6 +37,23 @@ def make_trainer(folder, steps=8):
         return value, {"x": float(value.detach())}
 
     return Trainer("toy", folder, model, build_optimisers(model, "muon", 0.02, 1e-2, 0.01), loss, steps=steps)
+
+
+def test_samples_come_every_so_many_steps_and_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill.trainer, "SAMPLE_STEPS", 3)
+    plain, sampled = make_trainer(tmp_path / "plain"), make_trainer(tmp_path / "sampled")
+    seen = []
+
+    def sample(folder):
+        averaged = all(torch.equal(v, sampled.ema.weights[k]) for k, v in sampled.model.state_dict().items())
+        seen.append((sampled.step, averaged, sampled.model.training))
+        return {"step": sampled.step}
+
+    sampled.sample = sample
+    assert plain.run(Deadline(1)) and sampled.run(Deadline(1))
+    assert seen == [(3, True, False), (6, True, False), (8, True, False)]
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), sampled.model.parameters(), strict=True))
+    assert len((tmp_path / "sampled" / "slices.jsonl").read_text().splitlines()) == 3
 
 
 def test_resume_equals_uninterrupted(tmp_path):

@@ -27,8 +27,8 @@ CELLS = 4
 """Inverse depths per token and axis."""
 USUAL = 0.02
 """Inverse depth at which it is judged what a picture shows."""
-FADES = 0.98
-"""Quality that a picture keeps for every latent frame between the start and it."""
+FADES, FADED = 0.98, 80
+"""Quality that a picture keeps for every latent frame between the start and it, and after how many it fades no more."""
 FAR_AWAY = 16.0
 """Steps between two places at which the picture of one is half as good for the other."""
 SHARPER = 4.0
@@ -87,7 +87,7 @@ def choose_pictures(
         picks [N, count] and their quality [N, count]; when no other adds anything, the last one again, with quality 0.
     """
     turn, move = relative(here, there.unsqueeze(1))
-    quality = FADES ** index.to(here) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
+    quality = FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
     rays = pixel_rays((8, 8 * size[1] // size[0]), focal, str(here.device), here.dtype)
     _, inside = look_up(rays, turn, move, USUAL, focal, size[1] / size[0])
     shown = inside * quality.unsqueeze(-1) * allowed.unsqueeze(-1)  # N S P
