@@ -58,12 +58,14 @@ def write_clip_gallery(folder: Path, clips: list[Path]) -> list[str]:
     return [e["prompt"] for e in entries]
 
 
-def playable_stage(recipe: Recipe, run: Path) -> str:
-    """The last of the recipe's stages that left a causal model in the run's folder."""
-    for name in reversed(recipe.stages):
-        if name != "teacher" and (run / name / "model").exists():
-            return name
-    raise FileNotFoundError(f"{run} has no model that can be played yet: go on with distill.train.")
+def playable_stage(recipe: Recipe, run: Path, wanted: str | None = None) -> str:
+    """The last of the recipe's stages that left a causal model in the run's folder, or the one that is wanted."""
+    there = [name for name in recipe.stages if name != "teacher" and (run / name / "model").exists()]
+    if not there:
+        raise FileNotFoundError(f"{run} has no model that can be played yet: go on with distill.train.")
+    if wanted is not None and wanted not in there:
+        raise RecipeError(f"{run} has no model of a stage {wanted!r} that can be played; there are {', '.join(there)}.")
+    return wanted or there[-1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,19 +75,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a training run")
     parser.add_argument("--recipe", default="tiny", help="the recipe of the run: a name or a path to a YAML file")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", help="stage whose model is written, for example causal (default: the last that left one)")
+    parser.add_argument("--steps", type=int, help="denoising steps that the model plays with by default (default: the recipe's)")
     args = parser.parse_args(argv)
     try:
         recipe = load_recipe(args.recipe)
-        stage = playable_stage(recipe, args.run)
+        stage = playable_stage(recipe, args.run, args.stage)
         if not (args.run / "autoencoder" / "model").exists():
             raise RecipeError(f"{args.run} has no autoencoder of its own: models with Wan's are not exported yet.")
         transformer = CausalWorldTransformer.from_pretrained(args.run / stage / "model")
         autoencoder = TinyAutoencoder.from_pretrained(args.run / "autoencoder" / "model")
-    except (RecipeError, OSError) as error:
+        size, made = recipe.data.shape, getattr(recipe, stage)
+        sampler = made.sampler if args.steps is None else made.sampler.with_steps(args.steps)
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    size = recipe.data.shape
-    made = getattr(recipe, stage)
-    config = ModelConfig(recipe.name, size, 16, made.chunk, made.memory, made.sampler)
+    config = ModelConfig(recipe.name, size, 16, made.chunk, made.memory, sampler)
     encoder = TextEncoder(config.text)
     WorldModel(transformer, autoencoder, encoder, config).save_pretrained(args.out)
     if recipe.data.folder:

@@ -218,6 +218,9 @@ def test_the_whole_way_from_teacher_to_generator(tmp_path):
         playable_stage(recipe, tmp_path)
     assert train_models(*args, Deadline(5), torch.device("cpu"))
     assert playable_stage(recipe, tmp_path) == "self_forcing"
+    assert playable_stage(recipe, tmp_path, "student_init") == "student_init"
+    with pytest.raises(RecipeError, match="there are student_init, self_forcing"):
+        playable_stage(recipe, tmp_path, "teacher")
     generator_ = CausalWorldTransformer.from_pretrained(tmp_path / "self_forcing" / "model")
     initial = CausalWorldTransformer.from_pretrained(tmp_path / "student_init" / "model")
     assert any(not torch.equal(a, b) for a, b in zip(generator_.parameters(), initial.parameters(), strict=True))
