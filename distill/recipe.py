@@ -74,6 +74,11 @@ class Recipe:
         source = {"student_init": "teacher", "self_forcing": "teacher" if "student_init" in self.stages else "causal"}.get(stage, stage)
         return TransformerConfig(**defaults | getattr(self, source).transformer)
 
+    def same_weights(self, stage: str, other: str) -> bool:
+        """Whether the models of two stages have the same weights in number and shape, so that one may start from the other's."""
+        plain = (dataclasses.replace(self.transformer(s), rope_original_latents=0, rope_extension=1.0) for s in (stage, other))
+        return next(plain) == next(plain)
+
     @property
     def digest(self) -> str:
         """Short hash that names the recipe in logs."""

@@ -261,7 +261,8 @@ def train_models(
         if name == "causal":
             stage = CausalStage(section, *common, None if done else init, ranks)
         elif name == "teacher":
-            stage = TeacherStage(section, *common, done["causal"].state_dict() if "causal" in done else init, ranks)
+            weights = done["causal"].state_dict() if "causal" in done and recipe.same_weights("causal", "teacher") else None
+            stage = TeacherStage(section, *common, weights if done else init, ranks)
         elif name == "student_init":
             if not make_trajectories(done["teacher"], walks, autoencoder, out / name / "trajectories", section, device, deadline, ranks):
                 return False

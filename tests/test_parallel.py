@@ -118,7 +118,9 @@ MEMORY, FEW = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=Tr
 WHOLE_WAY = Recipe(
     stages=("causal", "teacher", "student_init", "self_forcing"),
     causal=CausalRecipe(TRANSFORMER | {"view_focal": 0.7}, MEMORY, FEW, steps=4, curriculum=((0.0, 3, 4), (0.5, 4, 2))),
-    teacher=TeacherRecipe(TRANSFORMER, SamplerConfig(2), steps=4, curriculum=((0.0, 3, 4), (0.5, 4, 2)), first_clean=0.5),
+    teacher=TeacherRecipe(
+        TRANSFORMER | {"view_focal": 0.7}, SamplerConfig(2), steps=4, curriculum=((0.0, 3, 4), (0.5, 4, 2)), first_clean=0.5,
+    ),
     student_init=StudentInitRecipe(
         memory=MEMORY, sampler=FEW, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=2, shard=1, steps=2, batch=2,
     ),

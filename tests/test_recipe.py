@@ -178,3 +178,9 @@ def test_the_shared_configs_are_the_classes_own():
     assert worldmodel.memory.MemoryConfig is MemoryConfig and worldmodel.sampling.SamplerConfig is SamplerConfig
     assert inspect.signature(CausalStage).parameters["recipe"].annotation == "CausalRecipe"
     assert Recipe().transformer("causal", text_dim=7).text_dim == 7
+
+
+def test_a_teacher_of_the_causal_models_shape_starts_from_it():
+    recipe = load_recipe("tiny")
+    assert recipe.same_weights("causal", "teacher")  # though its rotary embedding can be extended
+    assert not load_recipe("tiny", ["teacher.transformer.num_layers=8"]).same_weights("causal", "teacher")
