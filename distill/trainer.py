@@ -125,6 +125,7 @@ class Trainer:
         before = self.seconds
         bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5, disable=not ranks.main)
         log = (self.folder / "log.jsonl").open("a", buffering=1) if ranks.main else None
+        recent: list[tuple[Tensor, dict[str, float]]] = []
         whole = True  # False while weights, average and step number do not belong together
         agreed = ranks.world == 1  # whether all processes save; one that fails alone must not wait for the others
         try:
@@ -150,9 +151,12 @@ class Trainer:
                 self.step += 1
                 whole = True
                 self.seconds = before + time.monotonic() - started
-                if self.step % 10 == 0 or self.done:
-                    value = ranks.mean(loss)
-                    numbers = {k: ranks.mean(torch.as_tensor(v, dtype=torch.float64)) for k, v in numbers.items()}
+                recent.append((loss.detach(), numbers))
+                if self.step % 10 == 0 or self.done:  # means since the last row
+                    value = ranks.mean(torch.stack([x for x, _ in recent]).mean())
+                    seen = {k: [x[k] for _, x in recent if k in x] for k in numbers}
+                    numbers = {k: ranks.mean(torch.tensor(v, dtype=torch.float64).mean()) for k, v in seen.items()}
+                    recent.clear()
                     row = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(value, 5), "grad": round(norm, 4)}
                     if log is not None:
                         log.write(json.dumps(row | {k: round(v, 5) for k, v in numbers.items()}) + "\n")

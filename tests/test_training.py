@@ -1,5 +1,7 @@
 """The trainer keeps its promises: resume equals uninterrupted, noise levels and draws are what the recipe says, it learns."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,23 @@ def test_samples_come_every_so_many_steps_and_change_nothing(tmp_path, monkeypat
     assert seen == [(3, True, False), (6, True, False), (8, True, False)]
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), sampled.model.parameters(), strict=True))
     assert len((tmp_path / "sampled" / "slices.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_log_holds_means_since_the_last_row(tmp_path):
+    trainer, seen = make_trainer(tmp_path, steps=13), []
+    real = trainer.loss
+
+    def loss(step):
+        value, numbers = real(step)
+        seen.append(float(value.detach()))
+        return value, numbers
+
+    trainer.loss = loss
+    assert trainer.run(Deadline(1))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [10, 13]
+    for row, part in zip(rows, (seen[:10], seen[10:]), strict=True):
+        assert row["loss"] == pytest.approx(np.mean(part), abs=2e-5) and row["x"] == pytest.approx(np.mean(part), abs=2e-5)
 
 
 def test_resume_equals_uninterrupted(tmp_path):
