@@ -14,9 +14,10 @@ import resource
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,6 +26,8 @@ from distill.dmd import Condition
 from distill.recipe import RecipeError, load_recipe
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out
+from worldmodel.autoencoder import TinyAutoencoder
+from worldmodel.camera import integrate, pose_code
 from worldmodel.sampling import SamplerConfig
 from worldmodel.text import TextConfig
 from worldmodel.transformer import CausalWorldTransformer
@@ -98,14 +101,18 @@ def measure(case: Case) -> Row:
     model = CausalWorldTransformer(**case.transformer)
     channels, frames = model.config.in_channels, 1 + 4 * (case.latents - 1)
     text = torch.randn(case.batch, TextConfig().length, model.config.text_dim)
-    condition = Condition(text, torch.rand(case.batch, frames, 13), torch.randn(case.batch, frames, 9))
+    actions = torch.rand(case.batch, frames, 13)
+    poses = torch.from_numpy(np.stack([pose_code(integrate(a.numpy())) for a in actions]))
+    condition = Condition(text, actions, poses)
+    autoencoder = TinyAutoencoder(channels).requires_grad_(False)  # of the camera view, if the model has one
+    config = replace(case.config, autoencoder=autoencoder)
     start = torch.randn(case.batch, channels, 1, case.grid, case.grid)
     difference = torch.randn(case.batch, channels, case.latents, case.grid, case.grid)
-    roll_out(model, start, Condition(text, condition.actions[:, :5], condition.poses[:, :5]), case.config, seed=0)  # warm-up
+    roll_out(model, start, Condition(text, actions[:, :5], poses[:, :5]), config, seed=0)  # warm-up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    with SavedBytes(*model.parameters()) as saved:
-        played = roll_out(model, start, condition, case.config, seed=1, graph=not case.replay)
+    with SavedBytes(*model.parameters(), *autoencoder.parameters(), *autoencoder.buffers()) as saved:
+        played = roll_out(model, start, condition, config, seed=1, graph=not case.replay)
         if case.replay:
             replay_backward(model, played, difference)
         else:
