@@ -64,7 +64,7 @@ class MemoryConfig:
     def remembers(self, index: Any, count: int, chunk: int = 1) -> Any:
         """Which of the latent frames `index`, an array or tensor, a memory still holds when `count` are written: bool, of its shape."""
         if self.uses_poses:
-            raise ValueError(f"What a memory of policy {self.policy!r} holds depends on where the camera is: ask the memory (`remembered`).")
+            raise ValueError(f"What a memory of policy {self.policy!r} holds depends on the camera's poses: ask the memory (`remembered`).")
         past = (index == 0) | (index > count - self.horizon + chunk)
         return (index < count) & ((index >= count - self.window) | (past & bool(self.schedule)))
 

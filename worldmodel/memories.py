@@ -59,7 +59,7 @@ class _PosedMemory(CompressedMemory):
     def __init__(self, config: MemoryConfig, *args, focal: float = USUAL_FOCAL, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
         if self.keys.shape[1] != 1:
-            raise ValueError(f"A memory of policy {config.policy!r} chooses for one camera: give it a batch of 1, not {self.keys.shape[1]}.")
+            raise ValueError(f"A memory of policy {config.policy!r} chooses for one camera: the batch is 1, got {self.keys.shape[1]}.")
         self.focal = focal
         self._poses = torch.zeros(0, 9)  # of latent frames 0..count-1
         self._next: Tensor | None = None  # [t, 9]
@@ -78,7 +78,7 @@ class _PosedMemory(CompressedMemory):
 
     def _keep_poses(self, latents: int) -> None:
         if self._next is None or len(self._next) != latents:
-            raise ValueError(f"A memory of policy {self.config.policy!r} chooses by poses: call look with {latents} of them before writing.")
+            raise ValueError(f"A memory of policy {self.config.policy!r} chooses by poses: call look with {latents} before writing.")
         self._poses = torch.cat([self._poses, self._next])
 
     def _shown(self, index: Tensor, there: Tensor, rays: Tensor) -> Tensor:

@@ -268,7 +268,8 @@ class World:
         prompts = [p.prompt for p in self._history]
         meta = {
             "format": FILE_FORMAT, "model": self.model.fingerprint, "seed": self.seed, "prompt": self._prompt,
-            "memory": self.model.config.memory.policy, "start_prompt": self._start.prompt, "prompts": [(i, p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1]],
+            "memory": self.model.config.memory.policy, "start_prompt": self._start.prompt,
+            "prompts": [(i, p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1]],
         }  # fmt: skip
         part = path.with_name(path.name + ".part")
         try:
