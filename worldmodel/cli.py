@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from worldmodel.configs import MEMORY_NAMES
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="worldmodel", description="An interactive video world model. The page is started by app.py.")
@@ -27,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="packaged model, folder or hub id (default: tiny)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--memory", choices=MEMORY_NAMES, help="what becomes of what leaves the window (default: the model's own memory)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA when there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
@@ -39,6 +42,8 @@ def _load(args: argparse.Namespace):
     if args.threads:
         torch.set_num_threads(args.threads)
     model = WorldModel.from_pretrained(args.model, device=args.device)
+    if args.memory is not None:
+        model = model.with_memory(model.config.memory.named(args.memory))
     return model if args.steps is None else model.with_steps(args.steps)
 
 
@@ -48,7 +53,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="one sentence about the place (default: the gallery world's own)")
     parser.add_argument("--script", default="w*32 left*32 w+right*32", help="terms keys*frames, for example 'w*16 w+left*8 .*4'")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--window-only", action="store_true", help="forget what leaves the window, to see what the memory does")
+    parser.add_argument("--window-only", dest="memory", action="store_const", const="window", help="the same as --memory window")
     parser.add_argument("--scale", type=int, default=4, help="repeat pixels in the mp4 (default: 4)")
     parser.add_argument("--out", type=Path, required=True, help="mp4 to write")
     parser.set_defaults(run=_generate)
@@ -62,8 +67,6 @@ def _generate(args: argparse.Namespace) -> int:
 
     actions = parse_script(args.script)
     model = _load(args)
-    if args.window_only:
-        model = model.with_memory(model.config.memory.window_only())
     gallery = {g.name: g for g in model.gallery}
     place = gallery.get(args.image)
     prompt = args.prompt if args.prompt is not None else (place.prompt if place else "")
