@@ -25,6 +25,7 @@ from distill.evaluate import Case, ceiling
 from distill.scenes import FPS, RESERVED_SEED, render
 from distill.suite_measures import measure, per_second
 from worldmodel.actions import Action
+from worldmodel.model import WorldModel
 
 SUITES = {
     "quick": ("right*16 left*40 right*40", "w*16 w+left*16 d*16 right*16 s*16"),
@@ -64,7 +65,7 @@ def check_model(model: Any) -> None:
 
 
 def identity_of(model: Any, name: str) -> str:
-    return identity(model) + f"-{model.config.sampler.steps}" if hasattr(model, "transformer") else str(getattr(model, "fingerprint", name))
+    return identity(model) + f"-{model.config.sampler.steps}" if isinstance(model, WorldModel) else str(getattr(model, "fingerprint", name))
 
 
 def cases_of(suite: str, walks: int) -> list[Case]:
@@ -118,7 +119,7 @@ def run(model: Any, name: str, suite: str, walks: int, out: Path) -> dict[str, l
                     record = {"key": key, "line": line, "seed": case.seed, "script": case.script}
                     if line == "model":
                         video, record["costs"] = roll_out(model, clip)
-                        if hasattr(model, "autoencoder"):
+                        if isinstance(model, WorldModel):
                             best = ceiling(model, clip)
                             record["ceiling"] = per_second(psnr(clip.frames[1 : len(best)], best[1:]))
                         at = np.linspace(0, len(clip) - 1, 8).astype(int)

@@ -112,7 +112,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("--suite", choices=("quick", "full"), default="quick", help="walks of 5 s, or of up to 21 s (default: quick)")
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick", help="walks of 5 to 6 s, or of 20 to 21 s (default: quick)")
     parser.add_argument("--walks", type=int, default=8, help="unseen worlds in which every script is walked (default: 8)")
     parser.add_argument("--adapter", help="module:function that makes another model from --model (docs/evaluation.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; the same one goes on where it stopped")
