@@ -81,7 +81,7 @@ def markdown(results: dict) -> str:
     kinds = list(model["drift"])
     rows = [[name, *(_cell(line["drift"][k][-1], ".1f") for k in kinds)] for name, line in lines.items()]
     out += _table([f"drift, second {seconds}, grey levels", *kinds], rows)
-    form = [[f"{c[0]:g}", *("–" if v is None else f"{v:g}" for v in c[1:])] for c in model["costs"] if c[0] in shown]
+    form = [[f"{c[0]:g}", *("–" if v is None else f"{v:.10g}" for v in c[1:])] for c in model["costs"] if c[0] in shown]
     out += _table(["length, s", "ms a chunk", "memory, bytes", "memory, tokens"], form)
     return "\n".join(out)
 
