@@ -1,4 +1,4 @@
-"""``worldmodel generate | bench``: the terminal's way in."""
+"""``worldmodel generate | bench | eval``: the terminal's way in."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_generate(commands.add_parser("generate", help="walk through a world by a script of keys and write an mp4"))
     _add_bench(commands.add_parser("bench", help="measure speed and memory here"))
+    _add_eval(commands.add_parser("eval", help="measure quality against rendered truth: table, plots and picture sheets"))
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -109,6 +110,29 @@ def _bench(args: argparse.Namespace) -> int:
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(report(model, rows), indent=1) + "\n")
+    return 0
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick", help="walks of 5 to 6 s, or of 20 to 21 s (default: quick)")
+    parser.add_argument("--walks", type=int, default=8, help="unseen worlds in which every script is walked (default: 8)")
+    parser.add_argument("--adapter", help="module:function that makes another model from --model (docs/evaluation.md)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; the same one goes on where it stopped")
+    parser.set_defaults(run=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.walks < 1:
+        raise ValueError("--walks is 1 or more.")
+    try:
+        from distill.suite import check_installed, evaluate, load_adapter
+    except ImportError as error:
+        raise ValueError(f"worldmodel eval needs {error.name}: install worldmodel[train,eval].") from error
+    check_installed()
+    model = load_adapter(args.adapter, args.model) if args.adapter else _load(args)
+    evaluate(model, args.model, args.suite, args.walks, args.out)
+    print((args.out / "table.md").read_text())
     return 0
 
 
