@@ -29,13 +29,16 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def same_poses(poses: np.ndarray, gap: int, step: float) -> list[tuple[int, int]]:
-    """Pairs (t, t + gap) of frames of poses [T, 4, 4] whose camera is at one place, after having been elsewhere between."""
+    """Pairs (t, t + gap) of frames of poses [T, 4, 4] whose camera is at one place, after having been elsewhere between.
+
+    Frame 0 is given, not made, so it is no visit; and a walk under the opposite actions would begin there too.
+    """
 
     def same(i: int, j: int) -> bool:
         near = np.linalg.norm(poses[i, :3, 3] - poses[j, :3, 3]) < _SAME_STEPS * step
         return bool(near) and angle_deg(poses[i, :3, :3].T.astype(np.float64) @ poses[j, :3, :3]) < _SAME_DEG
 
-    return [(i, i + gap) for i in range(len(poses) - gap) if same(i, i + gap) and not same(i, i + gap // 2)]
+    return [(i, i + gap) for i in range(1, len(poses) - gap) if same(i, i + gap) and not same(i, i + gap // 2)]
 
 
 def revisits(video: np.ndarray, clip: Clip) -> dict[str, list[float]]:
