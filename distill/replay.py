@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.dmd import matching_loss
-from distill.rollout import RollOut, exit_estimate, start_memory, view_of, write_block
+from distill.rollout import RollOut, exit_estimate, look, start_memory, view_of, write_block
 from worldmodel.transformer import CausalWorldTransformer
 
 
@@ -30,7 +30,8 @@ def replay_backward(model: CausalWorldTransformer, played: RollOut, difference: 
     memory = start_memory(model, latents[:, :, :1], text, condition, played.config)
     total = torch.zeros((), device=latents.device)
     for x, block in zip(played.inputs, played.config.blocks(latents.shape[2]), strict=True):
-        view = view_of(model, latents[:, :, : block.start], block, condition, played.config)
+        look(memory, block, condition)
+        view = view_of(model, latents[:, :, : block.start], block, condition, played.config, memory)
         with torch.enable_grad():
             clean = exit_estimate(model, x, played.level, block, condition.text, condition, memory, view)
             loss = matching_loss(clean, difference[:, :, block], difference.numel())

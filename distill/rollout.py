@@ -76,7 +76,13 @@ def start_memory(model: CausalWorldTransformer, start: Tensor, text: Any, condit
 @torch.no_grad()
 def write_block(model: CausalWorldTransformer, x: Tensor, block: slice, text: Any, condition: Condition, memory: CompressedMemory) -> None:
     """The clean-context pass of a block x [B, C, t, h, w]."""
+    look(memory, block, condition)
     model(x, x.new_zeros(len(x)), text, *_camera(condition, block), memory=memory, write=True)
+
+
+def look(memory: CompressedMemory, block: slice, condition: Condition) -> None:
+    """Tell the memory where the camera is in a block, before anything looks at it for that block."""
+    memory.look(condition.poses[:, TEMPORAL_STRIDE * block.start : TEMPORAL_STRIDE * (block.stop - 1) + 1 : TEMPORAL_STRIDE])
 
 
 def exit_estimate(
@@ -87,11 +93,12 @@ def exit_estimate(
     return predict_clean(model, x, level.to(x.device).expand(len(x)), text, *_camera(condition, block), memory=memory, view=view)
 
 
-def view_of(model: CausalWorldTransformer, before: Tensor, block: slice, condition: Condition, config: RollOutConfig) -> CameraView | None:
-    """A block's view of what is remembered of the latent frames before it [B, C, T, h, w], for models that are shown it."""
+def view_of(
+    model: CausalWorldTransformer, before: Tensor, block: slice, condition: Condition, config: RollOutConfig, memory: CompressedMemory
+) -> CameraView | None:
+    """A block's view of what the memory holds of the latent frames before it [B, C, T, h, w], for models that are shown it."""
     c, frames = model.config, video_frames(block)
-    index = torch.arange(block.start)
-    index = index[config.memory.remembers(index, block.start, config.chunk)]
+    index = torch.tensor(memory.remembered())
     here, there = condition.poses[:, TEMPORAL_STRIDE * index], condition.poses[:, frames]
     return next_view(config.autoencoder, before.detach()[:, :, index], here, there, index, c.view_pictures, c.view_focal)
 
@@ -132,7 +139,8 @@ def roll_out(
         rng = generator(seed, block.start)
         shape = (len(start) * ranks.world, start.shape[1], block.stop - block.start, *start.shape[3:])
         x = torch.randn(shape, generator=rng, dtype=start.dtype)[mine].to(start.device)
-        view = view_of(model, torch.cat(latents, 2), block, condition, config)
+        look(memory, block, condition)
+        view = view_of(model, torch.cat(latents, 2), block, condition, config, memory)
         scheduler = config.sampler.scheduler()  # it counts its steps
         for timestep, level in zip(scheduler.timesteps[:exit_step], scheduler.sigmas, strict=False):
             clean = exit_estimate(model, x, level, block, text, condition, memory, view)

@@ -59,6 +59,20 @@ def test_bench_measures(folder, tmp_path, capsys):
     assert fresh["fps"] > 0 and later["tokens"] >= fresh["tokens"] and fresh["key_to_frame_p95"] >= fresh["denoise"]
 
 
+def test_another_memory_by_name(folder, tmp_path, capsys):
+    tokens = {}
+    for name in ("window", "relic", "full", "visible"):
+        out = tmp_path / f"{name}.json"
+        memory = [] if name == "relic" else ["--memory", name]
+        assert main(["bench", "--model", str(folder), *memory, "--history", "3", "--chunks", "1", "--json", str(out)]) == 0
+        tokens[name] = json.loads(out.read_text())["rows"][0]["tokens"]
+    capsys.readouterr()
+    assert tokens["window"] == 3 * 16 < tokens["visible"] <= tokens["full"] == 9 * 16 and tokens["window"] < tokens["relic"] < 9 * 16
+    with pytest.raises(SystemExit):
+        main(["bench", "--model", str(folder), "--memory", "lru"])
+    assert "invalid choice: 'lru'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
-from worldmodel.memory import MemoryConfig
+from worldmodel.configs import MemoryConfig
 
 NEAR = 0.01
 """Unit of inverse depth, in 1/steps: a step is what the camera moves in a frame at speed 1."""
@@ -69,6 +69,18 @@ def look_up(rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | fl
     return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05)
 
 
+def shown(here: Tensor, there: Tensor, index: Tensor, rays: Tensor, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
+    """With what quality pictures show the places that rays [P, 3] from new poses meet: [N, S, P], 0 where they do not; and the
+    quality [N, S] of each, which fades with `index` [S], latent frames from the start, and with distance.
+
+    Pose codes `here` [N, S, 9] of the pictures and `there` [N, 9]; `aspect` is a picture's width over its height.
+    """
+    turn, move = relative(here, there.unsqueeze(1))
+    quality = FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
+    _, inside = look_up(rays, turn, move, USUAL, focal, aspect)
+    return inside * quality.unsqueeze(-1), quality
+
+
 # -- which pictures --------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def choose_pictures(
@@ -86,20 +98,18 @@ def choose_pictures(
     Returns:
         picks [N, count] and their quality [N, count]; when no other adds anything, the last one again, with quality 0.
     """
-    turn, move = relative(here, there.unsqueeze(1))
-    quality = FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
     rays = pixel_rays((8, 8 * size[1] // size[0]), focal, str(here.device), here.dtype)
-    _, inside = look_up(rays, turn, move, USUAL, focal, size[1] / size[0])
-    shown = inside * quality.unsqueeze(-1) * allowed.unsqueeze(-1)  # N S P
+    seen, quality = shown(here, there, index, rays, focal, size[1] / size[0])
+    seen = seen * allowed.unsqueeze(-1)  # N S P
     rows = torch.arange(len(here), device=here.device)
     picks, qualities = [last], [quality[rows, last]]
-    best = shown[rows, last]  # N P
+    best = seen[rows, last]  # N P
     for _ in range(count - 1):
-        gain = (shown - best.unsqueeze(1)).clamp_min(0).sum(-1)  # N S
+        gain = (seen - best.unsqueeze(1)).clamp_min(0).sum(-1)  # N S
         most, pick = gain.max(1)
         picks.append(torch.where(most > 0, pick, last))
         qualities.append(quality[rows, pick] * (most > 0))
-        best = torch.maximum(best, shown[rows, picks[-1]])
+        best = torch.maximum(best, seen[rows, picks[-1]])
     return torch.stack(picks, 1), torch.stack(qualities, 1)
 
 

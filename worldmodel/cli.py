@@ -1,4 +1,4 @@
-"""``worldmodel generate | bench``: the terminal's way in."""
+"""``worldmodel generate | bench | eval``: the terminal's way in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import sys
 from pathlib import Path
 
+from worldmodel.configs import MEMORY_NAMES
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="worldmodel", description="An interactive video world model. The page is started by app.py.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_generate(commands.add_parser("generate", help="walk through a world by a script of keys and write an mp4"))
     _add_bench(commands.add_parser("bench", help="measure speed and memory here"))
+    _add_eval(commands.add_parser("eval", help="measure quality against rendered truth: table, plots and picture sheets"))
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -27,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="packaged model, folder or hub id (default: tiny)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--memory", choices=MEMORY_NAMES, help="what becomes of what leaves the window (default: the model's own memory)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA when there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
@@ -39,6 +43,8 @@ def _load(args: argparse.Namespace):
     if args.threads:
         torch.set_num_threads(args.threads)
     model = WorldModel.from_pretrained(args.model, device=args.device)
+    if args.memory is not None:
+        model = model.with_memory(model.config.memory.named(args.memory))
     return model if args.steps is None else model.with_steps(args.steps)
 
 
@@ -48,7 +54,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="one sentence about the place (default: the gallery world's own)")
     parser.add_argument("--script", default="w*32 left*32 w+right*32", help="terms keys*frames, for example 'w*16 w+left*8 .*4'")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--window-only", action="store_true", help="forget what leaves the window, to see what the memory does")
+    parser.add_argument("--window-only", dest="memory", action="store_const", const="window", help="the same as --memory window")
     parser.add_argument("--scale", type=int, default=4, help="repeat pixels in the mp4 (default: 4)")
     parser.add_argument("--out", type=Path, required=True, help="mp4 to write")
     parser.set_defaults(run=_generate)
@@ -62,8 +68,6 @@ def _generate(args: argparse.Namespace) -> int:
 
     actions = parse_script(args.script)
     model = _load(args)
-    if args.window_only:
-        model = model.with_memory(model.config.memory.window_only())
     gallery = {g.name: g for g in model.gallery}
     place = gallery.get(args.image)
     prompt = args.prompt if args.prompt is not None else (place.prompt if place else "")
@@ -106,6 +110,29 @@ def _bench(args: argparse.Namespace) -> int:
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(report(model, rows), indent=1) + "\n")
+    return 0
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick", help="walks of 5 to 6 s, or of 20 to 21 s (default: quick)")
+    parser.add_argument("--walks", type=int, default=8, help="unseen worlds in which every script is walked (default: 8)")
+    parser.add_argument("--adapter", help="module:function that makes another model from --model (docs/evaluation.md)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; the same one goes on where it stopped")
+    parser.set_defaults(run=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.walks < 1:
+        raise ValueError("--walks is 1 or more.")
+    try:
+        from distill.suite import check_installed, evaluate, load_adapter
+    except ImportError as error:
+        raise ValueError(f"worldmodel eval needs {error.name}: install worldmodel[train,eval].") from error
+    check_installed()
+    model = load_adapter(args.adapter, args.model) if args.adapter else _load(args)
+    evaluate(model, args.model, args.suite, args.walks, args.out)
+    print((args.out / "table.md").read_text())
     return 0
 
 

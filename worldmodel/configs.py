@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 RELIC_SCHEDULE = (1, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4)
 """Per-axis pooling factor of latent frame i, repeated every 18 latent frames."""
+MEMORY_POLICIES = ("relic", "age", "retrieval", "visible")
+"""What becomes of latent frames that leave the window: `worldmodel.memory` and `worldmodel.memories`."""
+MEMORY_NAMES = ("relic", "window", "full", "age", "retrieval", "visible")
+"""Memories that `MemoryConfig.named` makes: the policies, RELIC's with nothing but the window, and RELIC's without pooling."""
+AGE_FACTORS = (1, 2, 4)
+"""Per-axis pooling factors of policy ``age``: of the window, of twice as many latent frames before it, of everything older."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,25 @@ class MemoryConfig:
     """`window` latent frames at full resolution, older ones pooled by `schedule`; at most `horizon` latent frames in all.
 
     ``schedule=()`` forgets what leaves the window (the window-only rival); ``schedule=(1,)`` compresses nothing.
+
+    `policy` says what becomes of latent frames that leave the window, `budget` how many tokens besides the window the policies
+    ``retrieval`` and ``visible`` may have (0: as many as RELIC's schedule has at most). See `worldmodel.memories`.
     """
 
     window: int = 8
     schedule: tuple[int, ...] = RELIC_SCHEDULE
     horizon: int = 80
+    policy: str = "relic"
+    budget: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", tuple(self.schedule))
+        if self.policy not in MEMORY_POLICIES:
+            raise ValueError(f"A memory's policy is one of {', '.join(MEMORY_POLICIES)}, got {self.policy!r}.")
+        if self.policy != "relic" and not self.schedule:
+            raise ValueError(f"Only policy 'relic' has an empty schedule (the window alone); policy {self.policy!r} needs one.")
+        if self.budget < 0:
+            raise ValueError(f"A memory's budget is a number of tokens, or 0 for RELIC's own, got {self.budget}.")
         if self.window < 1 or self.horizon <= self.window:
             raise ValueError(f"A memory has window >= 1 and horizon > window, got window={self.window}, horizon={self.horizon}.")
         if any(s < 1 for s in self.schedule):
@@ -46,11 +63,33 @@ class MemoryConfig:
 
     def remembers(self, index: Any, count: int, chunk: int = 1) -> Any:
         """Which of the latent frames `index`, an array or tensor, a memory still holds when `count` are written: bool, of its shape."""
+        if self.uses_poses:
+            raise ValueError(f"What a memory of policy {self.policy!r} holds depends on the camera's poses: ask the memory (`remembered`).")
         past = (index == 0) | (index > count - self.horizon + chunk)
         return (index < count) & ((index >= count - self.window) | (past & bool(self.schedule)))
 
+    @property
+    def uses_poses(self) -> bool:
+        """Whether what the memory holds depends on where the camera is."""
+        return self.policy in ("retrieval", "visible")
+
+    def past_budget(self, grid: tuple[int, int], chunk: int = 1) -> int:
+        """Most tokens that ``retrieval`` and ``visible`` have besides the window: `budget`, or RELIC's most within the horizon."""
+        if self.budget:
+            return self.budget
+        costs = [-(-grid[0] // s) * -(-grid[1] // s) for s in RELIC_SCHEDULE]
+        past = max(self.horizon - chunk - self.window - 1, 0)  # and the start picture
+        return costs[0] + max(sum(costs[(start + k) % len(costs)] for k in range(past)) for start in range(len(costs)))
+
     def window_only(self) -> MemoryConfig:
-        return replace(self, schedule=())
+        return replace(self, schedule=(), policy="relic")
+
+    def named(self, name: str) -> MemoryConfig:
+        """A memory of another kind with this one's window, horizon and budget; `name` is one of `MEMORY_NAMES`."""
+        if name not in MEMORY_NAMES:
+            raise ValueError(f"There is no memory {name!r}; there are {', '.join(MEMORY_NAMES)}.")
+        schedule = {"window": (), "full": (1,)}.get(name, RELIC_SCHEDULE)
+        return replace(self, schedule=schedule, policy=name if name in MEMORY_POLICIES else "relic")
 
 
 @dataclass(frozen=True)

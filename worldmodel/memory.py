@@ -11,6 +11,8 @@ The paper leaves the operator, the place and the positions open; here:
 RELIC gives no rule beyond 20 s. Here the memory spans at most `horizon` latent frames: when it is full, the oldest pooled
 latent frame after the start picture is dropped and time is re-indexed, so an hour costs what 20 s cost.
 
+This is the policy ``relic``; `worldmodel.memories` has rivals behind the same interface.
+
 At inference attention needs no mask: the queries are the chunk, the keys are everything in the memory and the chunk. In
 training a whole sequence goes through at once, and `training_layout` gives the mask with the same visibility.
 """
@@ -102,6 +104,8 @@ def training_layout(
     starts = start.unique()
     if not 0 <= noisy_blocks <= len(starts):
         raise ValueError(f"{latents} latent frames in chunks of {chunk} are {len(starts)} blocks; noisy_blocks={noisy_blocks} is more.")
+    if config.policy != "relic":
+        raise ValueError(f"Training masks are RELIC's; policy {config.policy!r} is for roll-outs only.")
     first_noisy = int(starts[-noisy_blocks]) if noisy_blocks else latents
     both_noisy = (times >= first_noisy) & (times >= first_noisy)[:, None]
     full = ((times >= start[:, None] - config.window) | both_noisy) & (times < end[:, None])
@@ -145,9 +149,9 @@ class _Entry:
 class CompressedMemory:
     """Preallocated keys and values of every layer, in the order of time: pooled past first, window last.
 
-    Buffers are [layers, B, heads, capacity, head_dim], so that attention reads each head in one piece. `write` takes the keys
-    of the next latent frames from their clean pass; `context` gives each layer rotated keys and values with room for the
-    chunk that is being denoised.
+    Buffers are [layers, B, heads, capacity, head_dim], so that attention reads each head in one piece. `look` is told where the
+    camera will be, `write` takes the keys of the next latent frames from their clean pass; `context` gives each layer rotated
+    keys and values with room for the chunk that is being denoised. `remembered` says which latent frames those are.
     """
 
     def __init__(
@@ -190,6 +194,15 @@ class CompressedMemory:
         """Re-indexed times [latents] of the chunk that comes next."""
         return torch.arange(self.count, self.count + latents) - self.time_offset
 
+    def look(self, poses: Tensor) -> None:
+        """The chunk that comes next, and is denoised or written, is seen from `poses`: codes [B, t, 9] of each latent frame's last
+        video frame. This memory does not mind; others choose by it (`worldmodel.memories`).
+        """
+
+    def remembered(self) -> list[int]:
+        """The latent frames that the next chunk looks at, in the order of time."""
+        return [e.index for e in self._entries]
+
     @torch.no_grad()
     def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
@@ -204,38 +217,48 @@ class CompressedMemory:
         self._compress()
         self._rotated_for = None
 
+    def _factor(self, index: int) -> int:
+        """Pooling factor that latent frame `index` has now, a multiple of what it had before; 0: it is forgotten."""
+        if index >= self.count - self.config.window:
+            return 1
+        too_old = 0 < index <= self.count - self.config.horizon + self.chunk  # the start picture never is
+        return 0 if too_old else self.config.factor(index)
+
     def _compress(self) -> None:
-        """Pool what has left the window; beyond the horizon forget the oldest but the start picture."""
-        window_start = self.count - self.config.window
+        """Pool and forget by `_factor`, and close the gaps."""
         kept: list[_Entry] = []
         read = write = 0
-        oldest = self.count - self.config.horizon + self.chunk
         for entry in self._entries:
-            left = entry.index < window_start
             source = slice(read, read + entry.tokens)
             read += entry.tokens
-            factor = self.config.factor(entry.index) if left else 1
-            forgotten = left and (factor == 0 or 0 < entry.index <= oldest)
-            if forgotten:
+            factor = self._factor(entry.index)
+            if factor == 0:
                 continue
-            fresh = left and entry.factor == 1 and entry.tokens == self.tokens_per_latent and factor > 1
-            tokens = self.config.tokens(entry.index, self.grid) if fresh else entry.tokens
+            tokens, further = self._tokens(factor), factor // entry.factor
             target = slice(write, write + tokens)
-            if fresh:
+            if further > 1:
+                grid = tuple(-(-n // entry.factor) for n in self.grid)
                 for buffer in (self.keys, self.values):
-                    cells = buffer[:, :, :, source].flatten(0, 2).unflatten(1, (1, *self.grid))
-                    buffer[:, :, :, target] = pool_cells(cells, factor).flatten(1, 2).unflatten(0, buffer.shape[:3])
+                    cells = buffer[:, :, :, source].flatten(0, 2).unflatten(1, (1, *grid))
+                    buffer[:, :, :, target] = pool_cells(cells, further).flatten(1, 2).unflatten(0, buffer.shape[:3])
             elif target != source:
                 for buffer in (self.keys, self.values):
                     buffer[:, :, :, target] = buffer[:, :, :, source].clone()
-            kept.append(_Entry(entry.index, factor if fresh else entry.factor, tokens))
+            kept.append(_Entry(entry.index, factor, tokens))
             write += tokens
         self._entries = kept
 
+    def _tokens(self, factor: int) -> int:
+        return -(-self.grid[0] // factor) * -(-self.grid[1] // factor)
+
     def positions(self) -> Tensor:
-        """Positions (t, y, x) float64 [num_tokens, 3] of everything in the memory, time re-indexed."""
+        """Positions (t, y, x) float64 [num_tokens, 3] of everything in the memory, time re-indexed.
+
+        What is older than the horizon stands as late as those before it allow: the start picture at 0, the next at 1, ...
+        """
         offset = self.time_offset
-        parts = [token_positions(torch.tensor([max(e.index - offset, 0)]), self.grid, e.factor) for e in self._entries]
+        times = [max(e.index - offset, rank) for rank, e in enumerate(self._entries)]
+        parts = [token_positions(torch.tensor([t]), self.grid, e.factor) for t, e in zip(times, self._entries, strict=True)]
         return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.float64)
 
     @torch.no_grad()

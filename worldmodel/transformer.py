@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
 from worldmodel.camera_view import CameraView, ViewBlend
+from worldmodel.memories import new_memory
 from worldmodel.memory import CompressedMemory, MemoryConfig, TrainingLayout, token_positions
 
 
@@ -321,9 +322,10 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         return latent_size[0] // self.config.patch_size[1], latent_size[1] // self.config.patch_size[2]
 
     def new_memory(self, config: MemoryConfig, latent_size: tuple[int, int], batch: int = 1, chunk: int = 1) -> CompressedMemory:
-        return CompressedMemory(
+        """The memory that `config.policy` names."""
+        return new_memory(
             config, len(self.blocks), self.config.num_attention_heads, self.config.attention_head_dim, self.grid(latent_size),
-            batch=batch, chunk=chunk, device=self.device, dtype=self.compute_dtype or self.dtype,
+            batch=batch, chunk=chunk, device=self.device, dtype=self.compute_dtype or self.dtype, focal=self.config.view_focal,
         )  # fmt: skip
 
     # -- forward -----------------------------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ class World:
         with torch.no_grad():
             if first_latent is None:
                 camera = self._camera(start_actions, start_poses)
+                self._look(start_poses, 1)
                 sampler = model.config.sampler.with_steps(max(START_STEPS, model.config.sampler.steps))
                 first_latent = denoise(model.transformer, self._noise(-1, 1), self._text_context(), camera, self._memory, sampler)
             self._start = _Past(first_latent, start_actions, start_poses, prompt, None)
@@ -168,6 +169,7 @@ class World:
         clock = [time.perf_counter()]
         poses = integrate(per_frame, start=self.pose)
         camera = self._camera(per_frame, poses)
+        self._look(poses, self.model.config.chunk)
         view = self._view(poses)
         text = self._text_context()
         noise = self._noise(self.index, self.model.config.chunk)
@@ -266,7 +268,8 @@ class World:
         prompts = [p.prompt for p in self._history]
         meta = {
             "format": FILE_FORMAT, "model": self.model.fingerprint, "seed": self.seed, "prompt": self._prompt,
-            "start_prompt": self._start.prompt, "prompts": [(i, p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1]],
+            "memory": self.model.config.memory.policy, "start_prompt": self._start.prompt,
+            "prompts": [(i, p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1]],
         }  # fmt: skip
         part = path.with_name(path.name + ".part")
         try:
@@ -290,6 +293,9 @@ class World:
             raise WorldError(f"{path} has world format {meta.get('format')!r}; this version reads format {FILE_FORMAT}.")
         if meta["model"] != model.fingerprint:
             raise WorldError(f"{path} was made by another model ({meta['model']}, not {model.fingerprint}); load that model first.")
+        policy = meta.get("memory", "relic")
+        if policy != model.config.memory.policy:
+            raise WorldError(f"{path} has a memory of policy {policy!r}, this model one of {model.config.memory.policy!r}.")
         chunk, frames = model.config.chunk, model.chunk_frames
         latents = tensors["latents"].to(model.device)
         world = cls(model, meta["start_prompt"], meta["seed"], latents[:, :, :1])
@@ -328,6 +334,11 @@ class World:
             torch.from_numpy(actions)[None].to(**to), torch.from_numpy(pose_code(poses))[None].to(**to)
         )
 
+    def _look(self, poses: np.ndarray, latents: int) -> None:
+        """Tell the memory where the camera is in the chunk that comes next, poses [F, 4, 4]."""
+        stride = len(poses) // latents
+        self._memory.look(torch.from_numpy(pose_code(poses[stride - 1 :: stride]))[None])
+
     def _view(self, poses: np.ndarray) -> CameraView | None:
         """Remembered pictures as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
         config, chunk = self.model.transformer.config, self.model.config.chunk
@@ -335,8 +346,7 @@ class World:
             return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
         everything = [self._start, *self._history]
-        index = torch.arange(1 + chunk * len(self._history))
-        index = index[self.model.config.memory.remembers(index, len(index), chunk)]
+        index = torch.tensor(self._memory.remembered())
         places = [divmod(i - 1, chunk) if i else (-1, 0) for i in index.tolist()]  # the start picture is a chunk of its own
         latents, ends = zip(*(everything[i + 1].latent_frame(k) for i, k in places), strict=True)
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
@@ -350,6 +360,7 @@ class World:
 
     @torch.no_grad()
     def _write(self, past: _Past) -> None:
+        self._look(past.poses, past.latents.shape[2])
         clean = torch.zeros(1, device=self.model.device)
         self.model.transformer(
             past.latents,
