@@ -131,6 +131,7 @@ class CausalRecipe:
     context_noise: float = 0.1  # context is noisy up to this level half of the time
     first_weight: float = 0.05  # of the first latent frame as a target: the start picture from the prompt alone
     pixel_weight: float = 0.5  # 0: all latent channels count the same in the loss; 1: as much as they change the picture
+    depth_weight: float = 0.0  # of the camera view's depth, for clips whose depth is known
     text_dropout: float = 0.1
     seed: int = 0
 
@@ -138,7 +139,7 @@ class CausalRecipe:
         _check(
             "causal",
             self,
-            at_least={1: ("chunk",), 0: ("steps", "weight_decay", "first_weight", "pixel_weight")},
+            at_least={1: ("chunk",), 0: ("steps", "weight_decay", "first_weight", "pixel_weight", "depth_weight")},
             above_zero=("lr", "adam_lr"),
             share=("ema", "pure_noise", "context_noise", "text_dropout"),
         )

@@ -29,7 +29,7 @@ USUAL = 0.02
 """Inverse depth at which it is judged what a picture shows."""
 FADES, FADED = 0.98, 80
 """Quality that a picture keeps for every latent frame between the start and it, and after how many it fades no more."""
-FAR_AWAY = 16.0
+FAR_AWAY = 256.0
 """Steps between two places at which the picture of one is half as good for the other."""
 SHARPER = 4.0
 """Power of the quality by which pictures are weighed where several reach."""
@@ -261,8 +261,9 @@ class ViewBlend(nn.Module):
         x = patches.unflatten(2, (*self.patch, -1)).unflatten(1, grid)  # N h w ph pw C
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
-        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the warped pictures where they reach.
+    def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> tuple[Tensor, Tensor]:
+        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the warped pictures where they reach; and the
+        inverse depth [N, 1, k, l] in 1/steps that was found, one for the four frames.
 
         In pixels, since a token's frames are often known in part; the code is linear, so a change of pixels is one of latents.
         """
@@ -273,4 +274,4 @@ class ViewBlend(nn.Module):
         frames, known = view.warped(depth.to(view.pictures), preference.to(view.pictures))
         change = frames - view.autoencoder.linear_frames(self._latents(out, grid).to(frames))
         change = self._patches(view.autoencoder.encode_change(change * (known > 0).unsqueeze(1)))
-        return out + torch.sigmoid(self.gate(hidden)) * change.to(out)
+        return out + torch.sigmoid(self.gate(hidden)) * change.to(out), depth

@@ -342,7 +342,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         layout: TrainingLayout | None = None,
         view: CameraView | None = None,
         write: bool = False,
-    ) -> Tensor:
+        with_depth: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Prediction [B, C, T, H, W] for noisy latents of the same shape.
 
         Args:
@@ -353,6 +354,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
             view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
+            with_depth: return also the inverse depth [B * how many, 1, k, l] in 1/steps that the views were put in with, None without.
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
@@ -392,15 +394,16 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
         x = x.flatten(1, 2).type_as(hidden_states)
-        out = self.proj_out(x)
+        out, depth = self.proj_out(x), None
         if view is not None:
             last = slice(x.shape[1] - shown.shape[1], None)
             parts = (y[:, last].unflatten(1, (-1, grid[0] * grid[1])).flatten(0, 1) for y in (x, out))
-            blended = self.view_blend(*parts, view).unflatten(0, (batch, -1)).flatten(1, 2)
-            out = torch.cat([out[:, : last.start], blended], dim=1)
+            blended, depth = self.view_blend(*parts, view)
+            out = torch.cat([out[:, : last.start], blended.unflatten(0, (batch, -1)).flatten(1, 2)], dim=1)
         _, ph, pw = self.config.patch_size
         x = out.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        x = x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return (x, depth) if with_depth else x
 
     def _visibility(self, memory: CompressedMemory | None, layout: TrainingLayout | None, grid: tuple[int, int]) -> Visibility:
         if memory is not None and layout is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from distill.scenes.scene import Scene
     from distill.scenes.walk import Space
 
-__all__ = ["FAMILIES", "GALLERY_SEEDS", "RESERVED_SEED", "RESERVED_START", "Clip", "build_scene", "check_trainable", "family_of", "render", "start_pose"]
+__all__ = ["FAMILIES", "GALLERY_SEEDS", "RESERVED_SEED", "RESERVED_START", "Clip", "build_scene", "check_trainable", "family_of", "inverse_depth", "render", "start_pose"]
 
 FAMILIES = ("village", "castle", "rooms", "wild")
 GALLERY_SEEDS = range(24)
@@ -112,3 +112,16 @@ def render(
     return Clip(
         frames, poses.astype(np.float32), intrinsics_from_fov(FOV, size), actions, world.scene.caption, world.scene.step, seed, start, float(fps),
     )  # fmt: skip
+
+
+def inverse_depth(clip: Clip, cells: tuple[int, int], every: int = 1) -> np.ndarray:
+    """What a clip of ours sees, in 1/steps of the camera, 0 for the sky: means over `cells` of each `every`-th frame from the first.
+
+    Returns:
+        float32 [frames, *cells]; the picture's height and width are multiples of the cells.
+    """
+    height, width = clip.frames.shape[1:3]
+    k, l = cells
+    draw = _world(clip.seed).renderer.at((height, width), supersample=1)
+    found = np.stack([clip.step / draw.depth(pose.astype(np.float64)) for pose in clip.camera_to_world[::every]])
+    return found.reshape(-1, k, height // k, l, width // l).mean((2, 4))

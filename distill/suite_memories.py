@@ -1,0 +1,206 @@
+"""``worldmodel eval --memories``: one model with different memories, in worlds that training never saw.
+
+A memory is tested apart from the model's invention: a world is *shown* a true walk (its frames go through the autoencoder into
+the memory), and then plays the way back on its own, past what it was shown. One walk more is played from the start picture alone.
+All memories see the same weights, worlds, noise and keys. Every walk goes into walks.jsonl as it is done, so the same command goes
+on where it stopped; what a chunk costs is measured at the end, with nothing beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from distill.autoencoder import to_video
+from distill.compare import identity, read_records
+from distill.dataset import Clip
+from distill.scenes import FPS, RESERVED_SEED, render
+from distill.suite import SuiteError
+from distill.suite_measures import revisits
+from worldmodel.actions import Action, parse_script
+from worldmodel.configs import MEMORY_NAMES
+from worldmodel.model import WorldModel
+from worldmodel.world import World
+
+VERSION = 1  # counts up when a walk or a measure changes
+ROUNDS = 4  # of the memories in turn, for what a chunk costs
+ROUND_CHUNKS = 8
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A script whose first part is shown and whose second is played, and the gaps in seconds that it is read at."""
+
+    shown: str
+    played: str
+    gaps: tuple[int, ...]
+
+    def clip(self, seed: int, size: tuple[int, int]) -> Clip:
+        return render(seed, f"{self.shown} {self.played}", size=size)
+
+
+WALKS = {
+    "turn back": Walk("left*216", "right*160", (2, 5, 10, 20)),  # up to where the start picture begins
+    "walk back": Walk("w*80", "s*80", (2, 5, 10)),
+    "40 s later": Walk("left*160 right*104 " + "up*8 down*8 " * 27, "left*104", (40,)),
+    "on its own": Walk("", "left*136 right*80", (2, 5, 10)),
+}
+
+
+def parse_memory(text: str) -> tuple[str, int | None]:
+    """``visible`` or ``visible:640`` -> name and budget of tokens besides the window"""
+    name, _, budget = text.partition(":")
+    if name not in MEMORY_NAMES:
+        raise SuiteError(f"There is no memory {name!r}; there are {', '.join(MEMORY_NAMES)}.")
+    if not budget:
+        return name, None
+    if name not in ("visible", "retrieval") or not budget.isdigit():
+        raise SuiteError(f"A budget is a number of tokens of 'visible' or 'retrieval', like visible:640; got {text!r}.")
+    return name, int(budget)
+
+
+def with_memory(model: WorldModel, text: str) -> WorldModel:
+    name, budget = parse_memory(text)
+    config = model.config.memory.named(name)
+    return model.with_memory(config if budget is None else replace(config, budget=budget))
+
+
+@torch.no_grad()
+def show(world: World, clip: Clip, frames: int) -> list[np.ndarray]:
+    """Put the clip's frames 1..`frames` into a world as if it had made them; returns them chunk by chunk, as it remembers them."""
+    model = world.model
+    n = model.chunk_frames
+    if frames % n:
+        raise SuiteError(f"What is shown is whole chunks of {n} frames, got {frames} frames.")
+    video = to_video(clip.frames[None, : frames + 1]).to(model.device, model.dtype)
+    latents = model.autoencoder.encode(video)
+    out = []
+    for i in range(frames // n):
+        rows = slice(1 + i * n, 1 + (i + 1) * n)
+        piece = latents[:, :, 1 + i * model.config.chunk : 1 + (i + 1) * model.config.chunk]
+        out.append(world.generate_from(piece, clip.actions[rows]).frames)
+        world.finalize()
+    return out
+
+
+def play(model: WorldModel, walk: Walk, clip: Clip) -> tuple[np.ndarray, World]:
+    """The video uint8 [T, H, W, 3] of a walk, what was shown as the world remembers it, and the world at its end."""
+    world = model.start(clip.frames[0], clip.caption, seed=0)
+    shown = len(parse_script(walk.shown)) if walk.shown else 0
+    frames = [world.first_frame[None], *show(world, clip, shown)]
+    frames += [chunk.frames for chunk in world.stream([Action.from_vector(a) for a in clip.actions[1 + shown :]])]
+    return np.concatenate(frames)[: len(clip)], world
+
+
+# -- walks -----------------------------------------------------------------------------------------------------------------
+_worker: dict = {}
+
+
+def _start_worker(folder: str, steps: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _worker["model"] = WorldModel.from_pretrained(folder).with_steps(steps)
+
+
+def _one_walk(task: dict) -> dict:
+    """The record of one memory on one walk in one world."""
+    model, walk = with_memory(_worker["model"], task["memory"]), WALKS[task["walk"]]
+    clip = walk.clip(task["seed"], model.size)
+    video, world = play(model, walk, clip)
+    found = revisits(video, clip)
+    record = {k: task[k] for k in ("key", "memory", "walk", "seed")}
+    record["revisit"] = {str(g): found[str(g)] for g in walk.gaps if str(g) in found}
+    record |= {"tokens": world.memory_tokens, "bytes": world.memory_bytes}
+    if task["strip"]:
+        at = np.linspace(0, len(clip) - 1, 8).astype(int)
+        path = Path(task["strip"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate([np.concatenate([v[t] for t in at], axis=1) for v in (clip.frames, video)])).save(path)
+    return record
+
+
+def tasks(model: WorldModel, memories: list[str], scenes: int, out: Path) -> list[dict]:
+    """One for every scene, walk and memory; a larger count of scenes begins with those of a smaller."""
+    found = []
+    for seed in range(RESERVED_SEED, RESERVED_SEED + scenes):
+        for walk, script in WALKS.items():
+            for memory in memories:
+                what = (VERSION, identity(model), model.config.sampler.steps, seed, script.shown, script.played, memory)
+                key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+                strip = str(out / "strips" / f"{memory.replace(':', '-')}-{walk.replace(' ', '-')}-{seed}.png") if seed < RESERVED_SEED + 6 else ""
+                found.append({"key": key, "memory": memory, "walk": walk, "seed": seed, "strip": strip})
+    return found
+
+
+def run(model: WorldModel, folder: str, memories: list[str], scenes: int, jobs: int, out: Path) -> list[dict]:
+    """Records of all walks, those that `out` has already among them."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "walks.jsonl"
+    known = read_records(path)
+    todo = tasks(model, memories, scenes, out)
+    missing = [t for t in todo if t["key"] not in known]
+    threads = max(1, torch.get_num_threads() // jobs)
+    with tqdm(total=len(todo), initial=len(todo) - len(missing), unit="walk", desc="memories") as bar:
+        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (folder, model.config.sampler.steps, threads))
+        try:
+            for record in pool.map(_one_walk, missing) if missing else ():
+                known[record["key"]] = record
+                with path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [known[t["key"]] for t in todo]
+
+
+# -- costs -----------------------------------------------------------------------------------------------------------------
+def costs(model: WorldModel, memories: list[str]) -> dict[str, dict]:
+    """Milliseconds a chunk, tokens and bytes of each memory after a long walk, the memories taking turns."""
+    walk = WALKS["40 s later"]
+    clip = walk.clip(RESERVED_SEED, model.size)
+    shown = len(parse_script(walk.shown)) // model.chunk_frames * model.chunk_frames
+    worlds = {}
+    for memory in tqdm(memories, desc="costs", unit="memory"):
+        worlds[memory] = with_memory(model, memory).start(clip.frames[0], clip.caption, seed=0)
+        show(worlds[memory], clip, shown)
+    took: dict[str, list[float]] = {m: [] for m in memories}
+    for _ in range(ROUNDS):
+        for memory, world in worlds.items():
+            for _ in range(ROUND_CHUNKS):
+                started = time.perf_counter()
+                world.step("left*4")
+                took[memory].append(1000 * (time.perf_counter() - started))
+    return {
+        m: {"ms": round(float(np.median(took[m])), 1), "tokens": w.memory_tokens, "bytes": w.memory_bytes, "seconds": w.seconds}
+        for m, w in worlds.items()
+    }
+
+
+def evaluate(model: WorldModel, folder: str, memories: list[str], scenes: int, jobs: int, out: Path) -> dict:
+    """Measure the memories and write results.json, table.md, pareto.png and sheet.png into `out`."""
+    from distill.suite_memories_report import markdown, pareto, sheet, summary
+
+    for memory in memories:
+        with_memory(model, memory)  # refuses a wrong one before anything is played
+    if "window" not in memories:
+        memories = ["window", *memories]
+    records = run(model, folder, memories, scenes, jobs, out)
+    results = {
+        "model": folder, "identity": identity(model), "steps": model.config.sampler.steps, "scenes": scenes, "fps": FPS,
+        "threads": torch.get_num_threads(), "walks": {name: [w.shown, w.played] for name, w in WALKS.items()},
+        "memories": summary(records, memories), "costs": costs(model, memories),
+    }  # fmt: skip
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "table.md").write_text(markdown(results))
+    pareto(results, out / "pareto.png")
+    sheet(records, memories, out)
+    return results
