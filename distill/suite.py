@@ -160,6 +160,8 @@ def run(model: Any, name: str, suite: str, walks: int, out: Path, vbench: Path |
                         if isinstance(model, WorldModel):
                             best = ceiling(model, clip)
                             record["ceiling"] = per_second(psnr(clip.frames[1 : len(best)], best[1:]))
+                            if features:
+                                suite_features.save(out / "features", f"{key}-autoencoder", best)
                         at = np.linspace(0, len(clip) - 1, 8).astype(int)
                         rows = [np.concatenate([v[t] for t in at], axis=1) for v in (clip.frames, video)]
                         Image.fromarray(np.concatenate(rows)).save(out / "strips" / f"{key}.png")
@@ -184,8 +186,10 @@ def evaluate(model: Any, name: str, suite: str, walks: int, out: Path, vbench: P
 
     records = run(model, name, suite, walks, out, vbench)
     results = {"model": name, "identity": identity_of(model, name), "suite": suite, "walks": walks, "scripts": list(SUITES[suite])}
-    frechet = suite_features.frechet_by_time(out / "features", records)
+    encoded = [{"key": f"{r['key']}-autoencoder", "seed": r["seed"]} for r in records["model"] if "ceiling" in r]
+    frechet = suite_features.frechet_by_time(out / "features", records | ({"autoencoder": encoded} if encoded else {}))
     results["lines"] = {line: summary(rows) | {"frechet": frechet.get(line, {})} for line, rows in records.items()}
+    results["frechet"] = {line: frechet[line] for line in ("autoencoder", suite_features.OTHER_WORLDS) if line in frechet}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "table.md").write_text(markdown(results))
     strips = [np.asarray(Image.open(out / "strips" / f"{r['key']}.png")) for r in records["model"][:12]]

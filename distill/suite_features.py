@@ -24,6 +24,7 @@ DIMENSIONS = 32
 """Of the pooled feature in which Fréchet distances are taken: `projection` of the 112 channels of the last layer."""
 EVERY = 8
 """Frames between two whose features are kept: two a second."""
+OTHER_WORLDS = "truth of other worlds"
 _SIDE = 128  # pixels of the longer side of what the network sees
 
 
@@ -129,7 +130,10 @@ def save(folder: Path, key: str, video: np.ndarray) -> None:
 
 
 def frechet_by_time(folder: Path, records: dict[str, list[dict]]) -> dict[str, dict[str, list[float | None]]]:
-    """For each line of records, for each window ("1-5"): `compare` with the line "truth". Empty without features of every walk."""
+    """For each line of records, for each window ("1-5"): `compare` with the line "truth". Empty without features of every walk.
+
+    A line `OTHER_WORLDS` is added from four scenes on: the first half of the true scenes against the second.
+    """
     lines = {}
     for line, rows in records.items():
         files = [folder / f"{r['key']}.npy" for r in rows]
@@ -148,5 +152,9 @@ def frechet_by_time(folder: Path, records: dict[str, list[dict]]) -> dict[str, d
                 of[seed] = of.get(seed, 0) + moments(features[part])
         for line in lines:
             out[line][f"{first}-{last}"] = compare(sums[line], sums["truth"])
+        halves = np.array_split(np.stack([sums["truth"][s] for s in sorted(sums["truth"])]), 2)
+        if len(halves[1]) > 1:
+            other = round(frechet(halves[0].sum(0), halves[1].sum(0)), 4)
+            out.setdefault(OTHER_WORLDS, {})[f"{first}-{last}"] = [other, None, None]
     return out
 

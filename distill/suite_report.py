@@ -93,7 +93,7 @@ def markdown(results: dict) -> str:
         out += _table([f"revisit after {gap} s", "PSNR to own first visit", "SSIM", "PSNR to truth", "SSIM",
                        "features: to own first visit", "to truth"], rows)  # fmt: skip
     out += _seen_tables(lines)
-    out += _frechet_table(lines)
+    out += _frechet_table(results)
     kinds = list(model["drift"])
     rows = [[name, *(_cell(line["drift"][k][-1], ".1f") for k in kinds)] for name, line in lines.items()]
     out += _table([f"drift, second {seconds}, grey levels", *kinds], rows)
@@ -121,17 +121,19 @@ def _seen_tables(lines: dict) -> list[str]:
     return out
 
 
-def _frechet_table(lines: dict) -> list[str]:
+def _frechet_table(results: dict) -> list[str]:
+    lines = results["lines"]
     windows = list(lines["model"]["frechet"])
     if not windows:
         missing = "" if suite_features.installed() else f" They need {suite_features.NEEDS}: install it and run the same command again."
         return [f"Fréchet and feature distances: –.{missing}", ""]
-    rows = [[name, *(_cell(line["frechet"][w], ".3f") for w in windows)] for name, line in lines.items() if name != "truth"]
+    rows = [[name, *(_cell(line["frechet"][w], ".1f") for w in windows)] for name, line in lines.items() if name != "truth"]
+    rows += [[name, *(_cell(of[w], ".1f") for w in windows)] for name, of in results["frechet"].items()]
     return _table(["Fréchet distance to truth", *(f"seconds {w}" for w in windows)], rows)
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+    return "–" if value is None else f"{value:.0%}" if value >= 0.01 else f"{value:.1%}"
 
 
 def plots(results: dict, path: Path) -> None:

