@@ -40,6 +40,7 @@ class Clip:
     seed: int = -1  # of the scene; -1: not one of ours
     start: int = -1  # index of the start view in the scene
     fps: float = 16.0
+    depth: np.ndarray | None = None  # float32 [T, H, W], metres along the camera's axis; lives in memory only
 
     def __len__(self) -> int:
         return len(self.frames)

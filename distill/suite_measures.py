@@ -5,13 +5,17 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from distill import suite_features
 from distill.autoencoder import psnr
 from distill.dataset import Clip
-from distill.motion import angle_deg, rotation_errors
+from distill.motion import rotation_errors
 from distill.scenes import FPS
 
-GAPS = (2, 5, 10, 20)
+GAPS = (2, 5, 10, 20, 60)
 """Seconds between two visits of one pose."""
+SLACK = 4
+"""Frames by which the time between two visits may differ from a gap."""
+_MOST_PAIRS = 16  # of a gap in a walk, evenly chosen
 _SAME_DEG, _SAME_STEPS = 0.1, 0.05  # two poses this close are one
 
 
@@ -28,35 +32,52 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
 
 
-def same_poses(poses: np.ndarray, gap: int, step: float) -> list[tuple[int, int]]:
-    """Pairs (t, t + gap) of frames of poses [T, 4, 4] whose camera is at one place, after having been elsewhere between.
+def same_poses(poses: np.ndarray, gap: int, step: float, slack: int = 0) -> list[tuple[int, int]]:
+    """Pairs (t, t + gap +- slack) of frames of poses [T, 4, 4] whose camera is at one place, after having been elsewhere between.
 
     Frame 0 is given, not made, so it is no visit; and a walk under the opposite actions would begin there too.
     """
+    turns, places = poses[:, :3, :3].astype(np.float64), poses[:, :3, 3].astype(np.float64)
 
-    def same(i: int, j: int) -> bool:
-        near = np.linalg.norm(poses[i, :3, 3] - poses[j, :3, 3]) < _SAME_STEPS * step
-        return bool(near) and angle_deg(poses[i, :3, :3].T.astype(np.float64) @ poses[j, :3, :3]) < _SAME_DEG
+    def same(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        near = np.linalg.norm(places[i] - places[j], axis=1) < _SAME_STEPS * step
+        # For two rotations |A - B|^2 = 8 sin^2(angle / 2).
+        return near & (np.linalg.norm((turns[i] - turns[j]).reshape(-1, 9), axis=1) < 8**0.5 * np.sin(np.radians(_SAME_DEG) / 2))
 
-    return [(i, i + gap) for i in range(1, len(poses) - gap) if same(i, i + gap) and not same(i, i + gap // 2)]
+    found = []
+    for apart in range(max(1, gap - slack), gap + slack + 1):
+        i = np.arange(1, max(1, len(poses) - apart))
+        good = same(i, i + apart)
+        good[good] = ~same(i[good], i[good] + apart // 2)
+        found += [(int(t), int(t) + apart) for t in i[good]]
+    return sorted(found)
 
 
-def revisits(video: np.ndarray, clip: Clip) -> dict[str, list[float]]:
-    """For each gap in seconds that the walk has: PSNR and SSIM to the video's own first visit, then to the truth.
+def revisits(video: np.ndarray, clip: Clip) -> dict[str, list[float | None]]:
+    """For each gap in seconds that the walk has: PSNR and SSIM to the video's own first visit, then to the truth; then the
+    feature distance to each (None without the packages).
 
     In a static scene equal poses see equal things, so the whole picture was visible before and no mask is needed.
     """
     found = {}
     for gap in GAPS:
-        pairs = same_poses(clip.camera_to_world, round(gap * FPS), clip.step)
+        pairs = same_poses(clip.camera_to_world, round(gap * FPS), clip.step, SLACK)
         if pairs:
+            pairs = [pairs[k] for k in np.unique(np.linspace(0, len(pairs) - 1, _MOST_PAIRS).astype(int))]
             rows = [(*_likeness(video[i], video[j]), *_likeness(clip.frames[j], video[j])) for i, j in pairs]
-            found[str(gap)] = [round(float(v), 4) for v in np.mean(rows, axis=0)]
+            found[str(gap)] = [round(float(v), 4) for v in np.mean(rows, axis=0)] + _feature_distances(video, clip.frames, pairs)
     return found
 
 
 def _likeness(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(psnr(a, b)), ssim(a, b)
+
+
+def _feature_distances(video: np.ndarray, truth: np.ndarray, pairs: list[tuple[int, int]]) -> list[float | None]:
+    if not suite_features.installed():
+        return [None, None]
+    first, second = ([p[k] for p in pairs] for k in (0, 1))
+    return [round(float(suite_features.distance(a, video[second]).mean()), 4) for a in (video[first], truth[second])]
 
 
 def colour_statistics(video: np.ndarray) -> np.ndarray:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from distill import suite_features
 from distill.suite_measures import GAPS, bootstrap
+
+_VISITS = ("own psnr", "own ssim", "truth psnr", "truth ssim", "own features", "truth features")
+_SEEN = ("share", "own psnr", "given share", "given psnr")  # of what came back after a gap
 
 
 def _by_scene(records: list[dict], value) -> dict[int, list[float]]:
@@ -29,11 +33,16 @@ def summary(records: list[dict]) -> dict:
     }  # fmt: skip
     out["revisit"] = {
         str(gap): {
-            what: bootstrap(_by_scene(records, lambda r, g=str(gap), i=i: [r["revisit"][g][i]] if g in r["revisit"] else []))
-            for i, what in enumerate(("own psnr", "own ssim", "truth psnr", "truth ssim"))
+            what: bootstrap(_by_scene(records, lambda r, g=str(gap), i=i: _entry(r["revisit"], g, i)))
+            for i, what in enumerate(_VISITS)
         }
         for gap in GAPS
         if any(str(gap) in r["revisit"] for r in records)
+    }
+    out["seen"] = {
+        kind: {what: bootstrap(_by_scene(records, lambda r, k=kind, i=i: _entry(r["seen"], k, i))) for i, what in enumerate(names)}
+        for kind, names in (*((k, ("share", "psnr")) for k in ("given", "invented", "new")), *((str(g), _SEEN) for g in GAPS))
+        if any(kind in r["seen"] for r in records)
     }
     out["action error"] = bootstrap(_by_scene(records, lambda r: [e for e in r["turns"] if e is not None]))
     out["no estimate"] = round(sum(e is None for e in turns) / len(turns), 3) if turns else None
@@ -46,6 +55,11 @@ def summary(records: list[dict]) -> dict:
     if "ceiling" in records[0]:
         out["ceiling"] = [bootstrap(_by_scene(records, lambda r, s=s: r["ceiling"][s : s + 1])) for s in range(seconds)]
     return out
+
+
+def _entry(found: dict[str, list], key: str, i: int) -> list[float]:
+    """The one number at found[key][i], or none"""
+    return [found[key][i]] if key in found and found[key][i] is not None else []
 
 
 def _median(values: list) -> float | None:
@@ -66,7 +80,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 def markdown(results: dict) -> str:
     lines, model = results["lines"], results["lines"]["model"]
     seconds = len(model["psnr"])
-    shown = [s for s in (1, 2, 3, 5, 10, 20) if s <= seconds]
+    shown = [s for s in (1, 2, 3, 5, 10, 20, 60, 120, 180, 240, 300) if s <= seconds]
     out = [f"Model `{results['model']}` (`{results['identity']}`), suite {results['suite']}, {results['walks']} scenes. "
            "Mean over scenes [95 % bootstrap interval]; definitions in docs/evaluation.md.", ""]  # fmt: skip
     rows = [[name, *(_cell(line["psnr"][s - 1]) for s in shown), _cell(line["action error"], ".1f"), _percent(line["no estimate"])]
@@ -75,19 +89,51 @@ def markdown(results: dict) -> str:
         rows.insert(1, ["autoencoder", *(_cell(model["ceiling"][s - 1]) for s in shown), "–", "–"])
     out += _table(["line", *(f"PSNR, second {s}" for s in shown), "action error °/s", "no estimate"], rows)
     for gap in model["revisit"]:
-        kinds = ("own psnr", "own ssim", "truth psnr", "truth ssim")
-        rows = [[name, *(_cell(line["revisit"][gap][k], ".3f" if "ssim" in k else ".2f") for k in kinds)] for name, line in lines.items()]
-        out += _table([f"revisit after {gap} s", "PSNR to own first visit", "SSIM", "PSNR to truth", "SSIM"], rows)
+        rows = [[name, *(_cell(line["revisit"][gap][k], ".2f" if "psnr" in k else ".3f") for k in _VISITS)] for name, line in lines.items()]
+        out += _table([f"revisit after {gap} s", "PSNR to own first visit", "SSIM", "PSNR to truth", "SSIM",
+                       "features: to own first visit", "to truth"], rows)  # fmt: skip
+    out += _seen_tables(lines)
+    out += _frechet_table(results)
     kinds = list(model["drift"])
     rows = [[name, *(_cell(line["drift"][k][-1], ".1f") for k in kinds)] for name, line in lines.items()]
     out += _table([f"drift, second {seconds}, grey levels", *kinds], rows)
+    minutes = range(seconds // 60)
+    if minutes:
+        rows = [[name, *(f"{np.mean([v[0] for v in line['drift'][k][60 * m : 60 * m + 60]]):.1f}" for k in kinds for m in minutes)]
+                for name, line in lines.items()]  # fmt: skip
+        out += _table(["drift by minute, grey levels", *(f"{k}, minute {m + 1}" for k in kinds for m in minutes)], rows)
     form = [[f"{c[0]:g}", *("–" if v is None else f"{v:.10g}" for v in c[1:])] for c in model["costs"] if c[0] in shown]
     out += _table(["length, s", "ms a chunk", "memory, bytes", "memory, tokens"], form)
     return "\n".join(out)
 
 
+def _seen_tables(lines: dict) -> list[str]:
+    kinds = [k for k in ("given", "invented", "new") if k in lines["model"]["seen"]]
+    names = {"given": "in the start picture", "invented": "not in it", "new": "in no frame before"}
+    shares = [f"{names[k]} ({_percent(lines['model']['seen'][k]['share'][0])})" for k in kinds]
+    rows = [[name, *(_cell(line["seen"][k]["psnr"]) for k in kinds)] for name, line in lines.items()]
+    out = _table(["PSNR to truth of what was", *shares], rows)
+    for gap in (str(g) for g in GAPS if str(g) in lines["model"]["seen"]):
+        share, given = (_percent(lines["model"]["seen"][gap][k][0]) for k in ("share", "given share"))
+        rows = [[name, *(_cell(line["seen"][gap][k]) for k in ("own psnr", "given psnr"))] for name, line in lines.items()]
+        head = [f"back in view after {gap} s", f"PSNR to own earlier view ({share})", f"PSNR to truth, start picture ({given})"]
+        out += _table(head, rows)
+    return out
+
+
+def _frechet_table(results: dict) -> list[str]:
+    lines = results["lines"]
+    windows = list(lines["model"]["frechet"])
+    if not windows:
+        missing = "" if suite_features.installed() else f" They need {suite_features.NEEDS}: install it and run the same command again."
+        return [f"Fréchet and feature distances: –.{missing}", ""]
+    rows = [[name, *(_cell(line["frechet"][w], ".1f") for w in windows)] for name, line in lines.items() if name != "truth"]
+    rows += [[name, *(_cell(of[w], ".1f") for w in windows)] for name, of in results["frechet"].items()]
+    return _table(["Fréchet distance to truth", *(f"seconds {w}" for w in windows)], rows)
+
+
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0%}"
+    return "–" if value is None else f"{value:.0%}" if value >= 0.01 else f"{value:.1%}"
 
 
 def plots(results: dict, path: Path) -> None:

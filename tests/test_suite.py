@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from distill import suite
 from distill.scenes import RESERVED_SEED, render
-from distill.suite_measures import bootstrap, colour_drift, measure, ssim
+from distill.suite_measures import SLACK, bootstrap, colour_drift, measure, same_poses, ssim
+from worldmodel.actions import parse_script, to_array
+from worldmodel.camera import integrate
 from worldmodel.cli import main
 
 SCRIPT = "right*8 left*16 right*16"
@@ -54,7 +57,7 @@ def test_ssim_is_the_formula_at_a_pixel():
 def test_measures_tell_truth_from_wrong_frozen_and_shuffled(monkeypatch):
     clip = render(RESERVED_SEED, "right*16 left*16 right*16", size=(96, 96))
     got = {name: measure(suite.control(name, clip), clip) for name in suite.CALIBRATION}
-    truth = got.pop("truth")
+    blurred, truth = got.pop("blurred"), got.pop("truth")
     error = {n: np.nanmedian(np.array(r["turns"], dtype=float)) for n, r in got.items() if any(e is not None for e in r["turns"])}
     assert np.nanmedian(np.array(truth["turns"], dtype=float)) < 2 and min(truth["psnr"]) > 60
     assert truth["revisit"]["2"][0] > 45 and truth["revisit"]["2"][1] > 0.99 and np.abs(truth["drift"]).max() == 0
@@ -63,6 +66,7 @@ def test_measures_tell_truth_from_wrong_frozen_and_shuffled(monkeypatch):
         assert max(record["psnr"]) < 25, name
         assert record["revisit"]["2"][2] < 25 and record["revisit"]["2"][3] < 0.8, name
     assert got["shuffled"]["revisit"]["2"][0] < 25
+    assert 20 < min(blurred["psnr"]) < 40 and blurred["revisit"]["2"][0] > 45
 
 
 def test_drift_is_the_brightening_that_was_added():
@@ -88,17 +92,45 @@ def test_an_adapter_is_measured_and_goes_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(suite.SUITES, "quick", (SCRIPT,))
     monkeypatch.setitem(sys.modules, "my_adapter", SimpleNamespace(load=Replay))
     command = ["eval", "--adapter", "my_adapter:load", "--model", "x", "--walks", "1", "--out", str(tmp_path)]
+    command += ["--vbench", str(tmp_path / "v")]
     assert main(command) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     lines = results["lines"]
     assert lines["model"]["psnr"] == lines["truth"]["psnr"] and lines["model"]["revisit"] == lines["truth"]["revisit"]
     assert lines["model"]["costs"][0][2:] == [7, 3]
     assert all((tmp_path / f).stat().st_size for f in ("table.md", "plots.png", "sheet.png"))
-    assert "revisit after 2 s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(t in shown for t in ("revisit after 2 s", "PSNR to truth of what was", "back in view after 2 s", "Fréchet"))
+    (name, prompt), = json.loads((tmp_path / "v" / "prompts.json").read_text()).items()
+    assert name.endswith("-0.mp4") and prompt == render(RESERVED_SEED, "w*1", size=SIZE).caption and (tmp_path / "v" / name).stat().st_size
+    assert prompt.startswith(name[:20])
     monkeypatch.setattr(suite, "measure", None)  # nothing may be measured again
     with (tmp_path / "walks.jsonl").open("a") as file:
         file.write('{"key": "cut o')
     assert main(command) == 0 and json.loads((tmp_path / "results.json").read_text()) == results
+
+
+def test_full_and_long_suites_come_back_after_every_gap():
+    """Where no wall is met: pairs of frames at one pose, and the length in seconds."""
+    for name, gaps, length in (("full", (2, 5, 10, 20), 20), ("long", (2, 5, 10, 20, 60), 300)):
+        counts = dict.fromkeys(gaps, 0)
+        for script in suite.SUITES[name]:
+            actions = to_array(parse_script(script))
+            assert len(actions) >= 16 * length
+            poses = integrate(np.concatenate([0 * actions[:1], actions]), np.eye(4), 0.18)
+            for gap in gaps:
+                counts[gap] += len(same_poses(poses, 16 * gap, 0.18, SLACK))
+        assert min(counts.values()) >= 10, counts
+
+
+def test_same_poses_are_found_one_by_one():
+    angles = 1.25 * np.concatenate([np.arange(0, 40), np.arange(38, -20, -1)])
+    turn = Rotation.from_euler("y", angles[:, None], degrees=True).as_matrix()
+    poses = np.tile(np.eye(4), (len(turn), 1, 1))
+    poses[:, :3, :3] = turn
+    poses[70, 0, 3] = 0.1
+    assert same_poses(poses, 32, 1.0) == [(23, 55)] and same_poses(poses, 32, 1.0, 4) == [(21, 57), (22, 56), (23, 55), (24, 54), (25, 53)]
+    assert same_poses(poses, 62, 1.0) == []  # frame 70 is elsewhere
 
 
 def test_mistakes_get_one_clear_sentence(monkeypatch, tmp_path, capsys):

@@ -115,10 +115,11 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("--suite", choices=("quick", "full"), default="quick", help="walks of 5 to 6 s, or of 20 to 21 s (default: quick)")
+    parser.add_argument("--suite", choices=("quick", "full", "long"), default="quick", help="walks of 5 to 6 s, 20 to 21 s, or 5 min")
     parser.add_argument("--walks", type=int, default=8, help="unseen worlds in which every script is walked (default: 8)")
     parser.add_argument("--adapter", help="module:function that makes another model from --model (docs/evaluation.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; the same one goes on where it stopped")
+    parser.add_argument("--vbench", type=Path, metavar="FOLDER", help="also write the model's videos there, named for VBench")
     parser.set_defaults(run=_eval)
 
 
@@ -131,7 +132,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise ValueError(f"worldmodel eval needs {error.name}: install worldmodel[train,eval].") from error
     check_installed()
     model = load_adapter(args.adapter, args.model) if args.adapter else _load(args)
-    evaluate(model, args.model, args.suite, args.walks, args.out)
+    evaluate(model, args.model, args.suite, args.walks, args.out, args.vbench)
     print((args.out / "table.md").read_text())
     return 0
 

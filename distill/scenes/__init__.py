@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from distill.scenes.scene import Scene
     from distill.scenes.walk import Space
 
-__all__ = ["FAMILIES", "GALLERY_SEEDS", "RESERVED_SEED", "RESERVED_START", "Clip", "build_scene", "check_trainable", "family_of", "inverse_depth", "render", "start_pose"]
+__all__ = [
+    "FAMILIES", "GALLERY_SEEDS", "RESERVED_SEED", "RESERVED_START", "Clip", "build_scene", "check_trainable", "depth_maps", "family_of",
+    "inverse_depth", "render", "start_pose",
+]  # fmt: skip
 
 FAMILIES = ("village", "castle", "rooms", "wild")
 GALLERY_SEEDS = range(24)
@@ -86,6 +89,7 @@ def start_pose(seed: int, start: int) -> np.ndarray:
 
 def render(
     seed: int, script_or_actions: str | np.ndarray | Iterable[Action], start: int = 0, size: tuple[int, int] = (128, 128), fps: float = FPS,
+    depth: bool = False,
 ) -> Clip:  # fmt: skip
     """The clip of a walk: frame 0 is the start view, then one frame per action, so T = 1 + number of actions.
 
@@ -95,6 +99,7 @@ def render(
         start: which start view.
         size: (height, width) in pixels.
         fps: frames per second; motion per frame is scaled by 16 / fps.
+        depth: whether the clip gets its `depth` (see `depth_maps`).
 
     Returns:
         A `Clip` whose poses are in scene axes (x east, y north, z up, metres) and whose actions are what really happened:
@@ -111,7 +116,17 @@ def render(
     frames = np.stack([draw.frame(pose) for pose in poses])
     return Clip(
         frames, poses.astype(np.float32), intrinsics_from_fov(FOV, size), actions, world.scene.caption, world.scene.step, seed, start, float(fps),
+        depth_maps(seed, poses, size) if depth else None,
     )  # fmt: skip
+
+
+def depth_maps(seed: int, poses: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depth float32 [T, H, W] of a scene from poses [T, 4, 4]: metres along the camera's axis at the centre of each pixel.
+
+    It comes in steps of 1/4096 of 120 m (20 m indoors), and is infinite beyond that and for the sky.
+    """
+    draw = _world(seed).renderer.at(tuple(size), supersample=1)
+    return np.stack([draw.depth(pose) for pose in poses])
 
 
 def inverse_depth(clip: Clip, cells: tuple[int, int], every: int = 1) -> np.ndarray:
@@ -122,6 +137,5 @@ def inverse_depth(clip: Clip, cells: tuple[int, int], every: int = 1) -> np.ndar
     """
     height, width = clip.frames.shape[1:3]
     k, l = cells
-    draw = _world(clip.seed).renderer.at((height, width), supersample=1)
-    found = np.stack([clip.step / draw.depth(pose.astype(np.float64)) for pose in clip.camera_to_world[::every]])
+    found = clip.step / depth_maps(clip.seed, clip.camera_to_world[::every], (height, width))
     return found.reshape(-1, k, height // k, l, width // l).mean((2, 4))
