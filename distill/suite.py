@@ -37,7 +37,7 @@ SUITES = {
     ),
 }
 CALIBRATION = ("truth", "opposite actions", "still picture", "shuffled")
-VERSION = 1  # counts up when a measure or a suite changes
+VERSION = 2  # counts up when a measure or a suite changes
 
 
 class SuiteError(ValueError):

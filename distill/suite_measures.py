@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from distill.action_following import measure_following
 from distill.autoencoder import psnr
 from distill.dataset import Clip
 from distill.motion import angle_deg, rotation_errors
@@ -89,6 +90,7 @@ def measure(video: np.ndarray, clip: Clip) -> dict:
         "turns": [None if np.isnan(e) else round(float(e), 3) for e in errors],
         "drift": colour_drift(video, clip.frames).round(3).tolist(),
         "revisit": revisits(video, clip),
+        "follow": measure_following(video, clip),
     }
 
 

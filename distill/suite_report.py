@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill import action_following
 from distill.suite_measures import GAPS, bootstrap
 
 
@@ -37,6 +38,7 @@ def summary(records: list[dict]) -> dict:
     }
     out["action error"] = bootstrap(_by_scene(records, lambda r: [e for e in r["turns"] if e is not None]))
     out["no estimate"] = round(sum(e is None for e in turns) / len(turns), 3) if turns else None
+    out["follow"] = action_following.summary(records, bootstrap)
     if "costs" in records[0]:
         rows: dict[float, list] = {}
         for r in records:
@@ -74,6 +76,7 @@ def markdown(results: dict) -> str:
     if "ceiling" in model:
         rows.insert(1, ["autoencoder", *(_cell(model["ceiling"][s - 1]) for s in shown), "–", "–"])
     out += _table(["line", *(f"PSNR, second {s}" for s in shown), "action error °/s", "no estimate"], rows)
+    out += action_following.tables({name: line["follow"] for name, line in lines.items()}, _cell, _table)
     for gap in model["revisit"]:
         kinds = ("own psnr", "own ssim", "truth psnr", "truth ssim")
         rows = [[name, *(_cell(line["revisit"][gap][k], ".3f" if "ssim" in k else ".2f") for k in kinds)] for name, line in lines.items()]
