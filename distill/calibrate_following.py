@@ -17,7 +17,7 @@ from distill.inverse_dynamics import WINDOW, load
 from distill.motion import seen_motion
 from distill.scenes import RESERVED_SEED, render
 from distill.scenes.trajectories import random_script
-from distill.suite import control, roll_out
+from distill.suite import SUITES, control, roll_out
 from distill.suite_measures import bootstrap
 from worldmodel.actions import ACTION_NAMES, NUM_ACTIONS, ROTATION_UNIT_DEG, STATIC
 from worldmodel.camera import ypr_from_rotation
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m distill.calibrate_following", description=__doc__.split("\n")[0])
     parser.add_argument("--scenes", type=int, default=24, help="unseen worlds, one walk each")
+    parser.add_argument("--first", type=int, default=RESERVED_SEED, help="the first of them; take seeds of training scenes for tuning")
+    parser.add_argument("--suite", choices=sorted(SUITES), help="walk the scripts of a suite (default: one script of mixed random keys)")
     parser.add_argument("--model", help="also roll out this model")
     parser.add_argument("--walks", type=int, default=6, help="walks that the model is rolled out on")
     args = parser.parse_args(argv)
@@ -67,10 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 
         model = WorldModel.from_pretrained(args.model)
     records: dict[tuple[str, str], list[dict]] = {}
-    for seed in tqdm(range(RESERVED_SEED, RESERVED_SEED + args.scenes), unit="walk"):
-        clip = render(seed, random_script(np.random.default_rng(seed), 80))
+    seeds = range(args.first, args.first + args.scenes)
+    todo = [(seed, script) for seed in seeds for script in (SUITES[args.suite] if args.suite else [None])]
+    for i, (seed, script) in enumerate(tqdm(todo, unit="walk")):
+        clip = render(seed, script or random_script(np.random.default_rng(seed), 80))
         shown = videos(clip)
-        if model is not None and seed < RESERVED_SEED + args.walks:
+        if model is not None and i < args.walks:
             shown["model"] = roll_out(model, clip)[0]
             shown["truth of the model's walks"] = clip.frames
         for line, video in shown.items():
