@@ -236,7 +236,7 @@ def losses(model: InverseDynamics, x_BCHW: Tensor, motion: Tensor, held: Tensor)
     return 2 * error[:3].mean() + error[3:].mean(), F.binary_cross_entropy_with_logits(logits, held)
 
 
-def train(data: Path, out: Path, samples: int = 60_000, epochs: int = 16, batch: int = 128, rate: float = 2e-3, seed: int = 0) -> None:
+def train(data: Path, out: Path, samples: int = 20_000, epochs: int = 14, batch: int = 128, rate: float = 2e-3, seed: int = 0) -> None:
     """Train on the clips of a folder and write the weights (float16 safetensors)."""
     from safetensors.torch import save_file
     from tqdm import tqdm
@@ -274,8 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m distill.inverse_dynamics", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of clips (python -m distill.scenes)")
     parser.add_argument("--out", type=Path, required=True, help="safetensors to write")
-    parser.add_argument("--samples", type=int, default=60_000, help="windows drawn from the clips")
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=20_000, help="windows drawn from the clips")
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

@@ -94,7 +94,8 @@ def test_an_adapter_is_measured_and_goes_on(monkeypatch, tmp_path, capsys):
     assert lines["model"]["psnr"] == lines["truth"]["psnr"] and lines["model"]["revisit"] == lines["truth"]["revisit"]
     assert lines["model"]["costs"][0][2:] == [7, 3]
     assert all((tmp_path / f).stat().st_size for f in ("table.md", "plots.png", "sheet.png"))
-    assert "revisit after 2 s" in capsys.readouterr().out
+    assert lines["model"]["follow"] == lines["truth"]["follow"] != lines["still picture"]["follow"]
+    assert "revisit after 2 s" in (table := capsys.readouterr().out) and "| action following |" in table and "| pan left |" in table
     monkeypatch.setattr(suite, "measure", None)  # nothing may be measured again
     with (tmp_path / "walks.jsonl").open("a") as file:
         file.write('{"key": "cut o')
