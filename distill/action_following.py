@@ -115,7 +115,7 @@ def summary(records: list[dict], bootstrap) -> dict:
         return bootstrap(by_scene)
 
     out: dict = {what: over_scenes(lambda f, what=what: f[what]) for what in ("rotation", "translation")}
-    out["f1"] = over_scenes(lambda f: [f1(_bits(f["held"]), _bits(f["seen"]))])
+    out["f1"] = over_scenes(lambda f: [v for v in [f1(_bits(f["held"]), _bits(f["seen"]))] if v is not None])
     out["accuracy"] = over_scenes(lambda f: [float(a == b) for a, b in zip(f["held"], f["seen"], strict=True)])
     out["scale"] = over_scenes(lambda f: [f["scale"]])
     out["ate"] = over_scenes(lambda f: [f["ate"]])
@@ -146,10 +146,9 @@ def summary(records: list[dict], bootstrap) -> dict:
 
 def tables(lines: dict[str, dict], cell, table) -> list[str]:
     """Markdown of the lines' summaries: one table of lines, one of actions for the model; `cell` and `table` are the report's."""
-    head = ["action following", "rotation RPE, °", "translation RPE, steps", "path error, steps", "controls, F1", "controls, accuracy"]
-    rows = [
-        [name, cell(f["rotation"]), cell(f["translation"]), cell(f["ate"]), cell(f["f1"]), cell(f["accuracy"])] for name, f in lines.items()
-    ]
+    head = ["action following", "rotation RPE, °", "translation RPE, steps", "path error, steps", "scale"]
+    head += ["controls, F1", "controls, accuracy"]
+    rows = [[name, *(cell(f[k]) for k in ("rotation", "translation", "ate", "scale", "f1", "accuracy"))] for name, f in lines.items()]
     out = table(head, rows)
     head = ["model, by action held", "rotation RPE, °", "translation RPE, steps", "precision", "recall", "F1", "F1 of the truth"]
     of_truth = lines.get("truth", {}).get("per action", {})

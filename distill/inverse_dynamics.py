@@ -76,7 +76,12 @@ class InverseDynamics(nn.Module):
         Returns:
             (motion float64 [N, 4, 4] with ``C_after = C_before @ motion``, translation in steps as the network learnt them;
             probabilities float64 [N, 13] of the controls of `worldmodel.actions.ACTION_NAMES`), N = (T - 1) // WINDOW.
+
+        Raises:
+            ValueError: the video is shorter than a window.
         """
+        if len(frames) <= WINDOW:
+            raise ValueError(f"Reading motion takes {WINDOW + 1} frames or more, got {len(frames)}.")
         pictures = view(frames[: (len(frames) - 1) // WINDOW * WINDOW + 1 : WINDOW], intrinsics, self.config.size)
         plain = torch.from_numpy(np.stack([fields(a, b) for a, b in zip(pictures[:-1], pictures[1:], strict=True)])).float()
         motion, logits = torch.zeros(len(plain), 6), torch.zeros(len(plain), NUM_ACTIONS)
