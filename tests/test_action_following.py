@@ -12,6 +12,7 @@ import torch
 from distill import inverse_dynamics as inverse
 from distill.action_following import align, f1, follow, held, measure_following, relative_errors, summary, trajectory
 from distill.dataset import write_clip
+from distill.motion import seen_motion, seen_rotation
 from distill.scenes import RESERVED_SEED, render
 from distill.suite import CALIBRATION, control
 from distill.suite_measures import bootstrap
@@ -110,6 +111,14 @@ def test_a_wider_picture_is_read_by_its_intrinsics():
     for k in range(2):
         turned = np.linalg.multi_dot(truth[4 * k + 1 : 4 * k + 5])
         assert np.degrees(np.arccos((np.trace(turned.T @ motions[k, :3, :3]) - 1) / 2)) < 1.5
+
+
+def test_geometry_sees_the_direction_of_walking():
+    for key, direction in (("w", (0, 0, 1)), ("s", (0, 0, -1)), ("a", (-1, 0, 0)), ("f", (0, 1, 0))):
+        clip = render(RESERVED_SEED + 1, f"{key}*4", size=(128, 128))
+        motion = seen_motion(clip.frames[0], clip.frames[4], clip.intrinsics)
+        assert motion[:3, 3] @ direction > 0.98 and np.trace(motion[:3, :3]) > 2.998
+        np.testing.assert_array_equal(motion[:3, :3], seen_rotation(clip.frames[0], clip.frames[4], clip.intrinsics))
 
 
 def test_training_reads_the_motion_that_the_actions_make(tmp_path):
