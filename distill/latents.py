@@ -38,7 +38,7 @@ class Walks:
         poses: float64 [N, 1+4(T-1), 4, 4], camera-to-world, translations in steps.
         prompt: int64 [N], rows of `text`.
         text: float32 [P, L, D].
-        inverse_depth: float16 [N, T, k, l] in 1/steps, of the last frame of each group, NaN of clips whose depth is not known; None: of no clip.
+        inverse_depth: float16 [N, T, k, l] in 1/steps, of each group's last frame, NaN where it is not known; None: of no clip.
         balance: how much windows with rare actions are preferred in drawing; 0: every window alike (see `window_weights`).
     """
 

@@ -1,4 +1,4 @@
-"""How the camera turned, read from the pictures alone, and how far that is from what was asked for.
+"""How the camera moved, read from the pictures alone, and how far that is from what was asked for.
 
 Corners are tracked over a quarter of a second (Lucas-Kanade, there and back). Where one rotation explains most tracks it is
 the answer (RANSAC over pairs of viewing rays, then Kabsch); otherwise nearby things moved against far ones, and the rotation
@@ -35,6 +35,15 @@ def seen_rotation(before: np.ndarray, after: np.ndarray, intrinsics: np.ndarray)
         float64 [3, 3], or None where too few corners that a person could see can be tracked (blur, blank walls, another
         picture) or nothing rigid explains them.
     """
+    motion = seen_motion(before, after, intrinsics)
+    return None if motion is None else motion[:3, :3]
+
+
+def seen_motion(before: np.ndarray, after: np.ndarray, intrinsics: np.ndarray) -> np.ndarray | None:
+    """The motion between two pictures, ``C_after = C_before @ motion``: float64 [4, 4], or None as in `seen_rotation`.
+
+    Its translation has length 1, since two pictures have no scale, or is 0 where a rotation alone explains them.
+    """
     p, q, kept, (height, width) = _tracks(before, after)
     if len(p) < _MIN_TRACKS or kept < _MIN_KEPT:
         return None
@@ -42,12 +51,26 @@ def seen_rotation(before: np.ndarray, after: np.ndarray, intrinsics: np.ndarray)
     rotation, share = _pure_rotation(_rays((p - centre) / focal), _rays((q - centre) / focal))
     if share < _PURE:
         k = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]])
-        essential, inliers = cv2.findEssentialMat(p, q, k, method=cv2.USAC_MAGSAC, prob=0.999, threshold=_PIXEL)
+        essential, found = cv2.findEssentialMat(p, q, k, method=cv2.USAC_MAGSAC, prob=0.999, threshold=_PIXEL)
         if essential is None or essential.shape != (3, 3):
             return None
-        one, other, _ = cv2.decomposeEssentialMat(essential)  # they differ by half a turn about the baseline
-        rotation, share = min(one, other, key=angle_deg).T, float(inliers.mean())
-    return rotation if share >= _MIN_SHARE else None
+        one, other, along = cv2.decomposeEssentialMat(essential)  # they differ by half a turn about the baseline
+        rotation, share = min(one, other, key=angle_deg).T, float(found.mean())
+        inside = found.reshape(-1).astype(bool)
+        towards = -rotation @ along[:, 0]  # up to its sign: things are in front of the camera, so a share of positive depths decides
+        motion = np.eye(4)
+        motion[:3, 3] = towards * _in_front(_rays((p[inside] - centre) / focal), _rays((q[inside] - centre) / focal) @ rotation.T, towards)
+    else:
+        motion = np.eye(4)
+    motion[:3, :3] = rotation
+    return motion if share >= _MIN_SHARE else None
+
+
+def _in_front(x: np.ndarray, y: np.ndarray, towards: np.ndarray) -> float:
+    """1.0, or -1.0 where the rays x and y [N, 3] (in one camera's axes) more often meet in front of the first for ``-towards``"""
+    across = np.cross(x, y)  # depth of x: d with d x = towards + e y
+    depth = (np.cross(towards, y) * across).sum(1)
+    return 1.0 if (depth > 0).sum() >= (depth < 0).sum() else -1.0
 
 
 def rotation_errors(frames: np.ndarray, actions: np.ndarray, intrinsics: np.ndarray, fps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ SUITES = {
 CALIBRATION = ("truth", "opposite actions", "still picture", "shuffled", "blurred", "another start")
 BLUR = 1 / 64
 """Standard deviation of the blur of the line "blurred", of the picture's width."""
-VERSION = 2  # counts up when a measure or a suite changes
+VERSION = 3  # counts up when a measure or a suite changes
 
 
 class SuiteError(ValueError):

@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 
 from distill import suite_features
+from distill.action_following import measure_following
 from distill.autoencoder import psnr
 from distill.dataset import Clip
 from distill.motion import rotation_errors
 from distill.scenes import FPS
 
-GAPS = (2, 5, 10, 20, 60)
+GAPS = (2, 5, 10, 20, 40, 60)
 """Seconds between two visits of one pose."""
 SLACK = 4
 """Frames by which the time between two visits may differ from a gap."""
@@ -110,6 +111,7 @@ def measure(video: np.ndarray, clip: Clip) -> dict:
         "turns": [None if np.isnan(e) else round(float(e), 3) for e in errors],
         "drift": colour_drift(video, clip.frames).round(3).tolist(),
         "revisit": revisits(video, clip),
+        "follow": measure_following(video, clip),
     }
 
 

@@ -35,6 +35,7 @@ from worldmodel.world import World
 VERSION = 1  # counts up when a walk or a measure changes
 ROUNDS = 4  # of the memories in turn, for what a chunk costs
 ROUND_CHUNKS = 8
+SHEET_SCENES = 3
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ def _one_walk(task: dict) -> dict:
     return record
 
 
+def strip_path(out: Path, memory: str, walk: str, seed: int) -> Path:
+    return out / "strips" / f"{memory}-{walk}-{seed}.png".replace(":", "-").replace(" ", "-")
+
+
 def tasks(model: WorldModel, memories: list[str], scenes: int, out: Path) -> list[dict]:
     """One for every scene, walk and memory; a larger count of scenes begins with those of a smaller."""
     found = []
@@ -136,7 +141,7 @@ def tasks(model: WorldModel, memories: list[str], scenes: int, out: Path) -> lis
             for memory in memories:
                 what = (VERSION, identity(model), model.config.sampler.steps, seed, script.shown, script.played, memory)
                 key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-                strip = str(out / "strips" / f"{memory.replace(':', '-')}-{walk.replace(' ', '-')}-{seed}.png") if seed < RESERVED_SEED + 6 else ""
+                strip = str(strip_path(out, memory, walk, seed)) if seed < RESERVED_SEED + SHEET_SCENES else ""
                 found.append({"key": key, "memory": memory, "walk": walk, "seed": seed, "strip": strip})
     return found
 
@@ -197,7 +202,8 @@ def evaluate(model: WorldModel, folder: str, memories: list[str], scenes: int, j
     results = {
         "model": folder, "identity": identity(model), "steps": model.config.sampler.steps, "scenes": scenes, "fps": FPS,
         "threads": torch.get_num_threads(), "walks": {name: [w.shown, w.played] for name, w in WALKS.items()},
-        "memories": summary(records, memories), "costs": costs(model, memories),
+        "memories": summary(records, memories),
+        "costs": costs(model, memories),
     }  # fmt: skip
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "table.md").write_text(markdown(results))

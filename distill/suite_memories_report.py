@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from distill.suite_measures import bootstrap
+from distill.suite_memories import SHEET_SCENES, strip_path
 from distill.suite_report import _cell, _table
 
 MEASURES = ("own psnr", "own ssim", "truth psnr", "truth ssim", "own features", "truth features")  # as `revisits` gives them
@@ -70,7 +71,7 @@ def markdown(results: dict) -> str:
             columns = [(g, kind) for g in gaps for kind in ("own psnr", "truth psnr")]
             heads = [f"PSNR to {'own first visit' if kind == 'own psnr' else 'truth'}, {g} s" for g, kind in columns]
         out += _table(["memory", *heads], [[name, *(_cell(m["walks"][walk][g][k]) for g, k in columns)] for name, m in memories.items()])
-        features = [k for k in ("own features", "truth features") if next(iter(gaps.values()))[k][0] is not None and (k[0] == "t" or not shown)]
+        features = [] if next(iter(gaps.values()))["truth features"][0] is None else ["truth features"]
         kinds = [(g, k) for g in gaps for k in ("truth ssim", *features)]
         heads = [f"{'SSIM' if 'ssim' in k else 'feature distance'} to {k.split()[0]}, {g} s" for g, k in kinds]
         out += _table(["memory", *heads], [[n, *(_cell(m["walks"][walk][g][k], ".3f") for g, k in kinds)] for n, m in memories.items()])
@@ -112,8 +113,8 @@ def sheet(records: list[dict], memories: list[str], out: Path) -> None:
     """A picture for each walk: the truth of the first scenes, and each memory's video below it."""
     for walk in dict.fromkeys(r["walk"] for r in records):
         rows = []
-        for seed in sorted({r["seed"] for r in records})[:3]:
-            paths = [out / "strips" / f"{m.replace(':', '-')}-{walk.replace(' ', '-')}-{seed}.png" for m in memories]
+        for seed in sorted({r["seed"] for r in records})[:SHEET_SCENES]:
+            paths = [strip_path(out, m, walk, seed) for m in memories]
             strips = [np.asarray(Image.open(p)) for p in paths if p.exists()]
             if strips:
                 half = len(strips[0]) // 2

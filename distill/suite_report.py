@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import suite_features
+from distill import action_following, suite_features
 from distill.suite_measures import GAPS, bootstrap
 
 _VISITS = ("own psnr", "own ssim", "truth psnr", "truth ssim", "own features", "truth features")
@@ -46,6 +46,7 @@ def summary(records: list[dict]) -> dict:
     }
     out["action error"] = bootstrap(_by_scene(records, lambda r: [e for e in r["turns"] if e is not None]))
     out["no estimate"] = round(sum(e is None for e in turns) / len(turns), 3) if turns else None
+    out["follow"] = action_following.summary(records, bootstrap)
     if "costs" in records[0]:
         rows: dict[float, list] = {}
         for r in records:
@@ -88,6 +89,7 @@ def markdown(results: dict) -> str:
     if "ceiling" in model:
         rows.insert(1, ["autoencoder", *(_cell(model["ceiling"][s - 1]) for s in shown), "–", "–"])
     out += _table(["line", *(f"PSNR, second {s}" for s in shown), "action error °/s", "no estimate"], rows)
+    out += action_following.tables({name: line["follow"] for name, line in lines.items()}, _cell, _table)
     for gap in model["revisit"]:
         rows = [[name, *(_cell(line["revisit"][gap][k], ".2f" if "psnr" in k else ".3f") for k in _VISITS)] for name, line in lines.items()]
         out += _table([f"revisit after {gap} s", "PSNR to own first visit", "SSIM", "PSNR to truth", "SSIM",

@@ -119,6 +119,8 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--walks", type=int, default=8, help="unseen worlds in which every script is walked (default: 8)")
     parser.add_argument("--adapter", help="module:function that makes another model from --model (docs/evaluation.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; the same one goes on where it stopped")
+    parser.add_argument("--memories", nargs="+", metavar="NAME", help="compare memories instead: names, visible:TOKENS, or all")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that --memories shares the threads among (default: 1)")
     parser.add_argument("--vbench", type=Path, metavar="FOLDER", help="also write the model's videos there, named for VBench")
     parser.set_defaults(run=_eval)
 
@@ -131,8 +133,23 @@ def _eval(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise ValueError(f"worldmodel eval needs {error.name}: install worldmodel[train,eval].") from error
     check_installed()
+    if args.memories:
+        return _eval_memories(args)
     model = load_adapter(args.adapter, args.model) if args.adapter else _load(args)
     evaluate(model, args.model, args.suite, args.walks, args.out, args.vbench)
+    print((args.out / "table.md").read_text())
+    return 0
+
+
+def _eval_memories(args: argparse.Namespace) -> int:
+    from distill.suite_memories import evaluate
+
+    if args.adapter or args.vbench or args.memory:
+        raise ValueError("--memories compares memories of one packaged model or folder: leave out --adapter, --vbench and --memory.")
+    if args.jobs < 1:
+        raise ValueError("--jobs is 1 or more.")
+    memories = list(MEMORY_NAMES) if args.memories == ["all"] else list(dict.fromkeys(args.memories))
+    evaluate(_load(args), args.model, memories, args.walks, args.jobs, args.out)
     print((args.out / "table.md").read_text())
     return 0
 

@@ -136,6 +136,6 @@ def inverse_depth(clip: Clip, cells: tuple[int, int], every: int = 1) -> np.ndar
         float32 [frames, *cells]; the picture's height and width are multiples of the cells.
     """
     height, width = clip.frames.shape[1:3]
-    k, l = cells
+    rows, columns = cells
     found = clip.step / depth_maps(clip.seed, clip.camera_to_world[::every], (height, width))
-    return found.reshape(-1, k, height // k, l, width // l).mean((2, 4))
+    return found.reshape(-1, rows, height // rows, columns, width // columns).mean((2, 4))
