@@ -12,7 +12,8 @@ import hashlib
 import json
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,9 +113,9 @@ def _start_worker(folder: str, steps: int, threads: int) -> None:
     _worker["model"] = WorldModel.from_pretrained(folder).with_steps(steps)
 
 
-def _one_walk(task: dict) -> dict:
-    """The record of one memory on one walk in one world."""
-    model, walk = with_memory(_worker["model"], task["memory"]), WALKS[task["walk"]]
+def _one_walk(task: dict, model: WorldModel | None = None) -> dict:
+    """The record of one memory on one walk in one world; without a model, the process' own."""
+    model, walk = with_memory(model or _worker["model"], task["memory"]), WALKS[task["walk"]]
     clip = walk.clip(task["seed"], model.size)
     video, world = play(model, walk, clip)
     found = revisits(video, clip)
@@ -139,7 +140,7 @@ def tasks(model: WorldModel, memories: list[str], scenes: int, out: Path) -> lis
     for seed in range(RESERVED_SEED, RESERVED_SEED + scenes):
         for walk, script in WALKS.items():
             for memory in memories:
-                what = (VERSION, identity(model), model.config.sampler.steps, seed, script.shown, script.played, memory)
+                what = (VERSION, identity(model), model.config.sampler.steps, seed, walk, script.shown, script.played, memory)
                 key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
                 strip = str(strip_path(out, memory, walk, seed)) if seed < RESERVED_SEED + SHEET_SCENES else ""
                 found.append({"key": key, "memory": memory, "walk": walk, "seed": seed, "strip": strip})
@@ -153,18 +154,26 @@ def run(model: WorldModel, folder: str, memories: list[str], scenes: int, jobs: 
     known = read_records(path)
     todo = tasks(model, memories, scenes, out)
     missing = [t for t in todo if t["key"] not in known]
-    threads = max(1, torch.get_num_threads() // jobs)
     with tqdm(total=len(todo), initial=len(todo) - len(missing), unit="walk", desc="memories") as bar:
-        pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (folder, model.config.sampler.steps, threads))
-        try:
-            for record in pool.map(_one_walk, missing) if missing else ():
-                known[record["key"]] = record
-                with path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for record in _records(model, folder, missing, min(jobs, len(missing))):
+            known[record["key"]] = record
+            with path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            bar.update()
     return [known[t["key"]] for t in todo]
+
+
+def _records(model: WorldModel, folder: str, missing: list[dict], jobs: int) -> Iterator[dict]:
+    if jobs < 2:
+        yield from (_one_walk(task, model) for task in missing)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (folder, model.config.sampler.steps, threads))
+    try:
+        for done in as_completed([pool.submit(_one_walk, task) for task in missing]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # -- costs -----------------------------------------------------------------------------------------------------------------

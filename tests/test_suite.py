@@ -101,7 +101,8 @@ def test_an_adapter_is_measured_and_goes_on(monkeypatch, tmp_path, capsys):
     assert all((tmp_path / f).stat().st_size for f in ("table.md", "plots.png", "sheet.png"))
     assert lines["model"]["follow"] == lines["truth"]["follow"] != lines["still picture"]["follow"]
     shown = capsys.readouterr().out
-    assert all(t in shown for t in ("revisit after 2 s", "PSNR to truth of what was", "back in view after 2 s", "Fréchet", "| action following |", "| pan left |"))
+    tables = ("revisit after 2 s", "PSNR to truth of what was", "back in view after 2 s", "Fréchet", "| action following |", "| pan left |")
+    assert all(t in shown for t in tables)
     (name, prompt), = json.loads((tmp_path / "v" / "prompts.json").read_text()).items()
     assert name.endswith("-0.mp4") and prompt == render(RESERVED_SEED, "w*1", size=SIZE).caption and (tmp_path / "v" / name).stat().st_size
     assert prompt.startswith(name[:20])
