@@ -181,7 +181,7 @@ def test_pictures_are_chosen_greedily(seed):
         for p, ray in enumerate(rays):
             x, y, z = turn.T @ (rotation @ ray + 0.02 * (position - origin))
             inside = z > 0.05 and abs(x / z * 2 * FOCAL) <= 1 and abs(y / z * 2 * FOCAL) <= 1
-            shown[s, p] = inside * 0.98**s / (1 + np.linalg.norm(position - origin) / 256)
+            shown[s, p] = inside * 0.98**s / (1 + np.linalg.norm(position - origin) / 16)
     want = [len(here) - 1]
     for _ in range(3):
         gains = [np.maximum(shown[s] - shown[want].max(0), 0).sum() for s in range(len(here))]

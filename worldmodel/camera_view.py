@@ -29,7 +29,7 @@ USUAL = 0.02
 """Inverse depth at which it is judged what a picture shows."""
 FADES, FADED = 0.98, 80
 """Quality that a picture keeps for every latent frame between the start and it, and after how many it fades no more."""
-FAR_AWAY = 256.0
+FAR_AWAY = 16.0
 """Steps between two places at which the picture of one is half as good for the other."""
 SHARPER = 4.0
 """Power of the quality by which pictures are weighed where several reach."""
