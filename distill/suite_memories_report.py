@@ -90,8 +90,8 @@ def pareto(results: dict, path: Path) -> None:
         for name, memory in results["memories"].items():
             mean, low, high = memory["revisit"][which]
             tokens = results["costs"][name]["tokens"]
-            error = None if low is None else [[mean - low], [high - mean]]
-            axes.errorbar([tokens], [mean], yerror=error, fmt="o", capsize=3)
+            error = None if low is None else [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+            axes.errorbar([tokens], [mean], yerr=error, fmt="o", capsize=3)
             axes.annotate(name, (tokens, mean), textcoords="offset points", xytext=(6, 5), fontsize=8)
             points.append((tokens, mean))
         front = pareto_front(points)
