@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from small import small_model
 
-from distill import suite_memories
+from distill import suite_memories, suite_stream
 from distill.autoencoder import to_video
 from distill.scenes import render
 from distill.suite import SuiteError
 from distill.suite_memories import Walk, evaluate, parse_memory, play, show, with_memory
 from distill.suite_memories_report import pareto_front
-from worldmodel.actions import Action
+from worldmodel.actions import Action, parse_script, to_array
+from worldmodel.camera import integrate
 
 SIZE = (64, 64)
 
@@ -57,7 +58,7 @@ def test_one_command_compares_and_goes_on_where_it_stopped(tmp_path, monkeypatch
     walks = {
         "turn back": Walk("left*16", "right*16", (2,)),
         "40 s later": Walk("left*16", "right*16", (2,)),
-        "on its own": Walk("", "left*20 right*16", (2,)),
+        "on its own": Walk("", "left*20 right*16", (2,), every=2),
     }
     monkeypatch.setattr(suite_memories, "WALKS", walks)
     monkeypatch.setattr(suite_memories, "ROUND_CHUNKS", 1)
@@ -79,7 +80,7 @@ def test_one_command_compares_and_goes_on_where_it_stopped(tmp_path, monkeypatch
     played = []
     monkeypatch.setattr(suite_memories, "play", lambda *a, real=play: played.append(1) or real(*a))
     second = evaluate(model, "small", ["relic", "visible:64"], 2, 1, tmp_path)
-    assert len(played) == 9 and second["memories"]["relic"]["scenes"] == 2
+    assert len(played) == 6 and second["memories"]["relic"]["scenes"] == 2
     low, high = second["memories"]["relic"]["revisit"]["up to 20 s"][1:]
     assert low <= second["memories"]["relic"]["revisit"]["up to 20 s"][0] <= high
 
@@ -87,3 +88,23 @@ def test_one_command_compares_and_goes_on_where_it_stopped(tmp_path, monkeypatch
 def test_the_front_is_what_nothing_cheaper_beats():
     points = [(5, 20.0), (1, 10.0), (5, 25.0), (9, 24.0), (12, 26.0), (3, 10.0)]
     assert pareto_front(points) == [(1, 10.0), (5, 25.0), (12, 26.0)]
+
+
+def test_a_stream_comes_back_to_what_it_was_shown(tmp_path, monkeypatch):
+    """The poses of the way back are those of the truth that it is compared with, and every minute ends where it began."""
+    actions = parse_script(f"{suite_stream.SHOWN} {suite_stream.MEANWHILE} {suite_stream.PLAYED}")
+    poses = np.concatenate([np.eye(4)[None], integrate(to_array(actions))])
+    played = poses[-len(parse_script(suite_stream.PLAYED)) :]
+    assert np.allclose(played, poses[suite_stream.FIRST :][: len(played)], atol=1e-6)
+    assert (suite_stream.MINUTE * 16) % len(parse_script(suite_stream.MEANWHILE)) == 0
+
+    monkeypatch.setattr(suite_stream, "SHOWN", "left*8 right*4")
+    monkeypatch.setattr(suite_stream, "MEANWHILE", "up*2 down*2")
+    monkeypatch.setattr(suite_stream, "PLAYED", "left*4")
+    monkeypatch.setattr(suite_stream, "FIRST", 5)
+    monkeypatch.setattr(suite_stream, "MINUTE", 2)
+    found = suite_stream.evaluate(small_model(), "small", ["window", "visible"], 1, tmp_path)["memories"]
+    minute, _, held, tokens, resident = found["visible"]["minutes"][0]
+    assert minute == 1 and held > 0 and resident > 2**26 and tokens > found["window"]["minutes"][0][3] > 0
+    assert len(found["visible"]["revisit"]) == 3
+    assert "| visible, change |" in (tmp_path / "stream.md").read_text()
