@@ -64,9 +64,13 @@ WALKS = {
 }
 
 
+NEAR = "/near"
+"""After a memory's name: attention reads all of it, but the camera view chooses its pictures in the window."""
+
+
 def parse_memory(text: str) -> tuple[str, int | None]:
-    """``visible`` or ``visible:640`` -> name and budget of tokens besides the window"""
-    name, _, budget = text.partition(":")
+    """``visible``, ``visible:640`` or ``relic/near`` -> name and budget of tokens besides the window"""
+    name, _, budget = text.removesuffix(NEAR).partition(":")
     if name not in MEMORY_NAMES:
         raise SuiteError(f"There is no memory {name!r}; there are {', '.join(MEMORY_NAMES)}.")
     if not budget:
@@ -80,6 +84,15 @@ def with_memory(model: WorldModel, text: str) -> WorldModel:
     name, budget = parse_memory(text)
     config = model.config.memory.named(name)
     return model.with_memory(config if budget is None else replace(config, budget=budget))
+
+
+def start(model: WorldModel, memory: str, clip: Clip) -> World:
+    """A world at the clip's first frame with the memory of that name."""
+    world = with_memory(model, memory).start(clip.frames[0], clip.caption, seed=0)
+    if memory.endswith(NEAR):
+        everything, window = world.memory.remembered, world.memory.config.window
+        world.memory.remembered = lambda: everything()[-window:]
+    return world
 
 
 @torch.no_grad()
@@ -100,9 +113,9 @@ def show(world: World, clip: Clip, frames: int) -> list[np.ndarray]:
     return out
 
 
-def play(model: WorldModel, walk: Walk, clip: Clip) -> tuple[np.ndarray, World]:
+def play(model: WorldModel, memory: str, walk: Walk, clip: Clip) -> tuple[np.ndarray, World]:
     """The video uint8 [T, H, W, 3] of a walk, what was shown as the world remembers it, and the world at its end."""
-    world = model.start(clip.frames[0], clip.caption, seed=0)
+    world = start(model, memory, clip)
     shown = len(parse_script(walk.shown)) if walk.shown else 0
     frames = [world.first_frame[None], *show(world, clip, shown)]
     frames += [chunk.frames for chunk in world.stream([Action.from_vector(a) for a in clip.actions[1 + shown :]])]
@@ -127,9 +140,9 @@ def _end_with_parent() -> None:
 
 def _one_walk(task: dict, model: WorldModel | None = None) -> dict:
     """The record of one memory on one walk in one world; without a model, the process' own."""
-    model, walk = with_memory(model or _worker["model"], task["memory"]), WALKS[task["walk"]]
+    model, walk = model or _worker["model"], WALKS[task["walk"]]
     clip = walk.clip(task["seed"], model.size)
-    video, world = play(model, walk, clip)
+    video, world = play(model, task["memory"], walk, clip)
     found = revisits(video, clip)
     record = {k: task[k] for k in ("key", "memory", "walk", "seed")}
     record["revisit"] = {str(g): found[str(g)] for g in walk.gaps if str(g) in found}
@@ -143,7 +156,7 @@ def _one_walk(task: dict, model: WorldModel | None = None) -> dict:
 
 
 def strip_path(out: Path, memory: str, walk: str, seed: int) -> Path:
-    return out / "strips" / f"{memory}-{walk}-{seed}.png".replace(":", "-").replace(" ", "-")
+    return out / "strips" / f"{memory}-{walk}-{seed}.png".replace(":", "-").replace("/", "-").replace(" ", "-")
 
 
 def tasks(model: WorldModel, memories: list[str], scenes: int, out: Path) -> list[dict]:
@@ -198,7 +211,7 @@ def costs(model: WorldModel, memories: list[str]) -> dict[str, dict]:
     shown = len(parse_script(walk.shown)) // model.chunk_frames * model.chunk_frames
     worlds = {}
     for memory in tqdm(memories, desc="costs", unit="memory"):
-        worlds[memory] = with_memory(model, memory).start(clip.frames[0], clip.caption, seed=0)
+        worlds[memory] = start(model, memory, clip)
         show(worlds[memory], clip, shown)
     took: dict[str, list[float]] = {m: [] for m in memories}
     for _ in range(ROUNDS):

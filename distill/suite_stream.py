@@ -19,7 +19,7 @@ from distill.compare import identity
 from distill.scenes import RESERVED_SEED, render
 from distill.suite import SuiteError
 from distill.suite_measures import ssim
-from distill.suite_memories import show, with_memory
+from distill.suite_memories import show, start
 from distill.suite_report import _table
 from worldmodel.actions import parse_script
 from worldmodel.model import WorldModel
@@ -45,7 +45,7 @@ def stream(model: WorldModel, memory: str, minutes: float, seed: int = RESERVED_
     """By whole minute of `MEANWHILE`, which ends where it began: median milliseconds a chunk, bytes and tokens of the memory, bytes of
     the process; and PSNR and SSIM to truth of the way to the left at the end, in thirds, the first next to what was in view."""
     clip = render(seed, SHOWN, size=model.size)
-    world = with_memory(model, memory).start(clip.frames[0], clip.caption, seed=0)
+    world = start(model, memory, clip)
     frames = len(parse_script(SHOWN))
     show(world, clip, frames)
     n, loop = model.chunk_frames, parse_script(MEANWHILE)

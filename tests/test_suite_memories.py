@@ -36,13 +36,13 @@ def test_what_is_shown_is_in_the_world_as_if_it_had_made_it():
 def test_a_walk_is_shown_and_then_played():
     model, walk = small_model(), Walk("left*8", "right*8", (2,))
     clip = walk.clip(3, SIZE)
-    video, world = play(model, walk, clip)
+    video, world = play(model, "relic", walk, clip)
     assert video.shape == clip.frames.shape and world.index == 4
     other = model.start(clip.frames[0], clip.caption, seed=0)
     show(other, clip, 8)
     again = np.concatenate([c.frames for c in other.stream([Action.from_vector(a) for a in clip.actions[9:]])])
     assert np.array_equal(video[9:], again)
-    longer, _ = play(model, Walk("left*8 right*4", "right*4", (2,)), clip)
+    longer, _ = play(model, "relic", Walk("left*8 right*4", "right*4", (2,)), clip)
     assert np.array_equal(video[:9], longer[:9]) and not np.array_equal(video[9:13], longer[9:13])
 
 
@@ -52,6 +52,17 @@ def test_memories_are_named_with_their_budget():
     for wrong, message in (("elephant", "There is no memory"), ("relic:5", "budget is a number"), ("visible:few", "budget is a number")):
         with pytest.raises(SuiteError, match=message):
             parse_memory(wrong)
+
+
+def test_near_pictures_are_those_of_the_window():
+    model = small_model()
+    clip = render(3, "left*40", size=SIZE)
+    worlds = {name: suite_memories.start(model, name, clip) for name in ("relic", "relic/near")}
+    for world in worlds.values():
+        show(world, clip, 40)
+    assert worlds["relic"].memory.remembered() == [0, *range(2, 11)]
+    assert worlds["relic/near"].memory.remembered() == [8, 9, 10]
+    assert worlds["relic/near"].memory_tokens == worlds["relic"].memory_tokens
 
 
 def test_one_command_compares_and_goes_on_where_it_stopped(tmp_path, monkeypatch):

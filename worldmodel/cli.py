@@ -119,7 +119,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--walks", type=int, default=8, help="unseen worlds in which every script is walked (default: 8)")
     parser.add_argument("--adapter", help="module:function that makes another model from --model (docs/evaluation.md)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; the same one goes on where it stopped")
-    parser.add_argument("--memories", nargs="+", metavar="NAME", help="compare memories instead: names, visible:TOKENS, or all")
+    parser.add_argument("--memories", nargs="+", metavar="NAME", help="compare memories instead: all, or names (docs/evaluation.md)")
     parser.add_argument("--minutes", type=int, help="with --memories: stream so long with each instead, and come back")
     parser.add_argument("--jobs", type=int, default=1, help="processes that --memories shares the threads among (default: 1)")
     parser.add_argument("--vbench", type=Path, metavar="FOLDER", help="also write the model's videos there, named for VBench")
@@ -149,7 +149,8 @@ def _eval_memories(args: argparse.Namespace) -> int:
         raise ValueError("--memories compares memories of one packaged model or folder: leave out --adapter, --vbench and --memory.")
     if args.jobs < 1 or (args.minutes is not None and args.minutes < 1):
         raise ValueError("--jobs and --minutes are 1 or more.")
-    memories = list(MEMORY_NAMES) if args.memories == ["all"] else list(dict.fromkeys(args.memories))
+    named = [name for word in args.memories for name in (MEMORY_NAMES if word == "all" else (word,))]
+    memories = list(dict.fromkeys(named))
     if args.minutes is not None:
         suite_stream.evaluate(_load(args), args.model, memories, args.minutes, args.out)
     else:
