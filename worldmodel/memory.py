@@ -19,7 +19,7 @@ training a whole sequence goes through at once, and `training_layout` gives the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -203,6 +203,10 @@ class CompressedMemory:
         """The latent frames that the next chunk looks at, in the order of time."""
         return [e.index for e in self._entries]
 
+    def recallable(self) -> list[int]:
+        """The latent frames that this or a later chunk may look at."""
+        return self.remembered()
+
     @torch.no_grad()
     def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
@@ -296,3 +300,29 @@ class CompressedMemory:
         self.keys[:, :, :, :n] = state["keys"]
         self.values[:, :, :, :n] = state["values"]
         self._entries, self.count, self._rotated_for = entries, int(state["count"]), None
+
+
+class MemoryTeam:
+    """The memories of several worlds whose next chunks go through the transformer together, one a sequence of the batch.
+
+    They may differ in length and in what they hold; each stays in its own buffers.
+    """
+
+    def __init__(self, members: Sequence[CompressedMemory]) -> None:
+        if any(m.keys.shape[1] != 1 for m in members):
+            raise ValueError("Memories that are read together have a batch of 1 each.")
+        self.members = tuple(members)
+
+    def chunk_times(self, latents: int) -> list[tuple[int, ...]]:
+        """Re-indexed times of the chunk that comes next, of each member."""
+        return [tuple(m.chunk_times(latents).tolist()) for m in self.members]
+
+    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
+        for b, member in enumerate(self.members):
+            member.write([k[b : b + 1] for k in keys], [v[b : b + 1] for v in values])
+
+
+def together(memories: Sequence[CompressedMemory]) -> CompressedMemory | MemoryTeam:
+    """What the transformer takes for a batch of worlds with these memories."""
+    return memories[0] if len(memories) == 1 else MemoryTeam(memories)

@@ -31,7 +31,7 @@ from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.text import PromptCache, TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
-from worldmodel.world import World
+from worldmodel.world import HISTORY, World
 
 CONFIG_NAME = "world_model.json"
 MAX_PROMPT = 1000
@@ -188,20 +188,20 @@ class WorldModel:
         return f"{self.config.name}-{digest.hexdigest()[:12]}"
 
     # -- worlds ------------------------------------------------------------------------------------------------------------
-    def start(self, image: Any = None, prompt: str = "", seed: int = 0) -> World:
+    def start(self, image: Any = None, prompt: str = "", seed: int = 0, history: int | None = HISTORY) -> World:
         """A new world from a picture (path, bytes, PIL image or uint8 [H, W, 3]) and a prompt.
 
-        Without a picture the first one is made from the prompt.
+        Without a picture the first one is made from the prompt. `history` is how many chunks one can go back at least (`World`).
 
         Raises:
             ImageError: the picture cannot be used. ModelError: the prompt is too long.
         """
         self.check_prompt(prompt)
-        return World(self, prompt, seed, None if image is None else self.encode_image(image))
+        return World(self, prompt, seed, None if image is None else self.encode_image(image), history)
 
-    def load_world(self, path: str | Path) -> World:
+    def load_world(self, path: str | Path, history: int | None = HISTORY) -> World:
         """The world that `World.save` wrote; raises `WorldError` if it is not one of this model."""
-        return World.load(self, path)
+        return World.load(self, path, history)
 
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""
