@@ -4,28 +4,14 @@ import numpy as np
 import pytest
 import torch
 from small import picture, small_model
+from viewing import with_views
 
 from worldmodel.batch import finalize_together, generate_together, step_together
 from worldmodel.camera_view import CameraView
 from worldmodel.memory import MemoryConfig, MemoryTeam
 from worldmodel.model import WorldModel
-from worldmodel.sampling import SamplerConfig
-from worldmodel.transformer import CausalWorldTransformer
 
 SCRIPTS = ("w*4", "left*4", "d+up*4", ".*4", "right*4", "s*4")
-
-
-def with_views(dtype=torch.float32, **changes):
-    """The small model, shown three pictures of those remembered, with a stochastic sampler."""
-    model = small_model(memory=MemoryConfig(2, horizon=7))
-    config = {k: v for k, v in model.transformer.config.items() if not k.startswith("_")}
-    transformer = CausalWorldTransformer(**config | {"view_focal": 0.6, "view_pictures": 3})
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in transformer.parameters():
-            p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-    model = WorldModel(transformer.to(dtype), model.autoencoder.requires_grad_(False).to(dtype), model.text, model.config)
-    return model.with_config(**{"sampler": SamplerConfig(2, stochastic=True)} | changes)
 
 
 def worlds_of(model, lengths=(0, 1, 5, 12)):
@@ -100,9 +86,8 @@ def test_a_stochastic_sampler_gives_the_same_again():
 def test_a_failed_batch_changes_no_world(monkeypatch, stage):
     model = with_views()
     alone, batch = worlds_of(model, (0, 4)), worlds_of(model, (0, 4))
-    owner, name = {
-        "transformer": (model.transformer.blocks[1], "forward"), "decode": (model.autoencoder, "decode_chunk"), "frames": (model, "to_frames")
-    }[stage]  # fmt: skip
+    parts = {"transformer": (model.transformer.blocks[1], "forward"), "decode": (model.autoencoder, "decode_chunk")}
+    owner, name = (parts | {"frames": (model, "to_frames")})[stage]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, _fail)
         with pytest.raises(torch.OutOfMemoryError):

@@ -238,7 +238,8 @@ class World:
         tensors = {f"memory.{k}": v for k, v in self._memory.state_dict().items()}
         if base:
             tensors |= {f"decoder.{k}": v for k, v in pack(snapshot.decoder_state).items()}
-            tensors |= {f"base.memory.{k}": v for k, v in snapshot.memory.items()} if base < now else {}
+            shared = {id(v) for v in tensors.values()}  # what a memory keeps aside is the same now and then
+            tensors |= {f"base.memory.{k}": v for k, v in snapshot.memory.items() if id(v) not in shared} if base < now else {}
         tensors["latents"] = torch.cat([p.latents for p in known], dim=2)
         tensors["poses"] = torch.from_numpy(np.concatenate([p.poses for p in known]))
         tensors["actions"] = torch.from_numpy(self.actions)
@@ -279,7 +280,7 @@ class World:
         world._held = [i for i in tensors["held"].tolist() if i < base]
         world._base, world._prompt = base, meta["prompt"]
         if base:
-            world._memory.load_state_dict(state.part("base.memory") or state.part("memory"))
+            world._memory.load_state_dict(state.part("memory") | state.part("base.memory"))
             world._decoder_state = unpack(state.part("decoder"), model.device)
             if history != 0:
                 world._snapshots[base] = world._snapshot()
