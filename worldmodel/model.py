@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -26,6 +27,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.autoencoder import TinyAutoencoder, VideoAutoencoder, WanAutoencoder
+from worldmodel.batch import finalize_together, generate_together
+from worldmodel.chunk import Chunk
 from worldmodel.images import load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.sampling import SamplerConfig
@@ -198,6 +201,14 @@ class WorldModel:
         """
         self.check_prompt(prompt)
         return World(self, prompt, seed, None if image is None else self.encode_image(image), history)
+
+    def generate_together(self, worlds: Sequence[World], actions: Sequence[Any]) -> list[Chunk]:
+        """The next chunk of several worlds as one batch, each under its own actions; as `World.generate` (`worldmodel.batch`)."""
+        return generate_together(worlds, actions)
+
+    def finalize_together(self, worlds: Sequence[World]) -> None:
+        """Write the last chunks into the memories of several worlds as one batch; as `World.finalize`."""
+        finalize_together(worlds)
 
     def load_world(self, path: str | Path, history: int | None = HISTORY) -> World:
         """The world that `World.save` wrote; raises `WorldError` if it is not one of this model."""
