@@ -69,6 +69,14 @@ def _future() -> Future:
     return future
 
 
+def _when_done(first: Future | None, then: Future) -> None:
+    """`then` is done when `first` is."""
+    if first is None:
+        then.set_result(None)
+    else:
+        first.add_done_callback(lambda _: then.set_result(None))
+
+
 @dataclass(eq=False)
 class Step:
     """A chunk that was asked for. `chunk` has the frames; `done` is when the memory is written and the next may be asked for."""
@@ -109,13 +117,12 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="autosave")
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)  # started by the first work
 
     # -- from any thread ---------------------------------------------------------------------------------------------------
     @property
     def worlds(self) -> int:
-        return len(self._seats) + self._opening
+        return sum(not seat.closed for seat in self._seats) + self._opening
 
     @property
     def step_s(self) -> float:
@@ -173,10 +180,19 @@ class Engine:
         return True
 
     def close(self, seat: Seat, keep: bool = True) -> Future:
-        """Give the seat up; a world with a token is saved first, or without `keep` what was saved of it goes. Its steps that have not
-        begun fail.
+        """Give the seat up; its place is free at once, and its steps that have not begun fail. A world with a token is saved, or without
+        `keep` what was saved of it goes; the future is done when that is on the disk.
         """
-        return self._submit(lambda: self._close(seat, keep), _future())
+        with self._wake:
+            seat.closed = True
+            dropped = [step for step in self._steps if step.seat is seat and not step.began]
+            self._steps = [step for step in self._steps if step not in dropped]
+        for step in dropped:
+            step.fail(EngineStopped("This world was closed."))
+        on_disk = _future()
+        left = self._submit(lambda: self._close(seat, keep), _future())
+        left.add_done_callback(lambda left: _when_done(None if left.exception() else left.result(), on_disk))
+        return on_disk
 
     def stop(self) -> None:
         """Save every world that has a token, and end. Work that has not begun fails with `EngineStopped`."""
@@ -185,7 +201,7 @@ class Engine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive():
             self._thread.join()
         self._saver.shutdown(wait=True)
 
@@ -195,6 +211,8 @@ class Engine:
                 future.set_exception(EngineStopped("The engine has stopped."))
                 return future
             self._calls.append((work, future))
+            if self._thread.ident is None:
+                self._thread.start()
             self._wake.notify()
         return future
 
@@ -212,7 +230,6 @@ class Engine:
                     step.began = time.monotonic()
             if call is not None:
                 self._answer(*call)  # one between two batches, so that neither waits for ever
-                batch = [step for step in batch if not step.seat.closed]
             if batch:
                 self._play(batch)
         for step in self._steps:
@@ -324,21 +341,17 @@ class Engine:
         log.warning("No memory for another world beside %d: %s", len(self._seats), message)
         raise EngineFull(f"There is no memory for another world; {len(self._seats)} live here. Try again when one has ended.")
 
-    def _close(self, seat: Seat, keep: bool) -> None:
-        if seat.closed:
-            return
-        with self._wake:
-            seat.closed = True
-            self._seats.remove(seat)
-            dropped = [step for step in self._steps if step.seat is seat]
-            self._steps = [step for step in self._steps if step.seat is not seat]
-        for step in dropped:
-            step.fail(EngineStopped("This world was closed."))
+    def _close(self, seat: Seat, keep: bool) -> Future | None:
+        """What the saver still has to do."""
+        if seat not in self._seats:
+            return None
+        self._seats.remove(seat)
         if keep and seat.changed:
             self._save(seat)
         elif not keep and seat.token is not None and self.autosave is not None:
-            self._saver.submit(self.autosave.forget, seat.token)  # after what is being written
+            seat.saving = self._saver.submit(self.autosave.forget, seat.token)  # after what is being written
         seat.world = None
+        return seat.saving
 
     def _autosave(self, seat: Seat) -> None:
         if self.autosave is not None and seat.changed and time.monotonic() - seat.saved >= self.autosave.config.every_s:

@@ -35,6 +35,7 @@ from worldmodel.sampling import SamplerConfig
 from worldmodel.text import PromptCache, TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
 from worldmodel.world import HISTORY, World
+from worldmodel.world_file import WorldState
 
 CONFIG_NAME = "world_model.json"
 MAX_PROMPT = 1000
@@ -213,6 +214,10 @@ class WorldModel:
     def load_world(self, path: str | Path, history: int | None = HISTORY) -> World:
         """The world that `World.save` wrote; raises `WorldError` if it is not one of this model."""
         return World.load(self, path, history)
+
+    def resume_world(self, state: WorldState, history: int | None = HISTORY) -> World:
+        """The world of which `state` was taken (`World.state`, `autosave.Autosave.load`)."""
+        return World.from_state(self, state, history)
 
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""

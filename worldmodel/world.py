@@ -38,11 +38,14 @@ START_STEPS = 4  # a start picture made from the prompt alone has nothing to go 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """Where rewinding starts from: the memory and the decoder's state after some chunks, and which latent frames were known."""
+    """Where rewinding starts from: the memory, the decoder's state and the last frame after some chunks, and which latent frames a later
+    chunk may look at.
+    """
 
     memory: dict[str, Tensor]
     decoder_state: Any
     recallable: frozenset[int]
+    last_frame: np.ndarray
 
 
 class World:
@@ -81,8 +84,8 @@ class World:
             self._start = Past(first_latent, start_actions, start_poses, prompt)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._start)
-        self.first_frame = model.to_frames(video)[0]
-        """uint8 [H, W, 3]: the start picture as the model sees it."""
+        self.first_frame = self.last_frame = model.to_frames(video)[0]
+        """uint8 [H, W, 3]: the start picture as the model sees it, and what is seen now."""
 
     # -- state -------------------------------------------------------------------------------------------------------------
     @property
@@ -203,13 +206,13 @@ class World:
         self._memory = self.model.new_memory()
         if at:
             self._memory.load_state_dict(self._snapshots[at].memory)
-            self._decoder_state = self._snapshots[at].decoder_state
+            self._decoder_state, self.last_frame = self._snapshots[at].decoder_state, self._snapshots[at].last_frame
         else:
             self._write(self._start)
-            self._decoder_state = self.model.autoencoder.advance(self._start.latents)
+            self._decoder_state, self.last_frame = self.model.autoencoder.advance(self._start.latents), self.first_frame
         for past in self._history[at:]:
             self._write(past)
-            self._decoder_state = self.model.autoencoder.advance(past.latents, self._decoder_state)
+        self._decode_from(at)
 
     def fork(self) -> World:
         """An independent copy that shares no changing state."""
@@ -243,6 +246,8 @@ class World:
         tensors["latents"] = torch.cat([p.latents for p in known], dim=2)
         tensors["poses"] = torch.from_numpy(np.concatenate([p.poses for p in known]))
         tensors["actions"] = torch.from_numpy(self.actions)
+        if base:
+            tensors["base_frame"] = torch.from_numpy(snapshot.last_frame)
         tensors["held"] = torch.tensor(held, dtype=torch.int64)
         prompts = [p.prompt for p in self._history]
         meta = {
@@ -282,13 +287,13 @@ class World:
         if base:
             world._memory.load_state_dict(state.part("memory") | state.part("base.memory"))
             world._decoder_state = unpack(state.part("decoder"), model.device)
+            world.last_frame = tensors["base_frame"].numpy()
             if history != 0:
                 world._snapshots[base] = world._snapshot()
         else:
             world._decoder_state = model.autoencoder.advance(world._start.latents)
         world._memory.load_state_dict(state.part("memory"))
-        for past in world._history[base:]:
-            world._decoder_state = model.autoencoder.advance(past.latents, world._decoder_state)
+        world._decode_from(base)
         return world
 
     # -- for `worldmodel.batch`: a step in pieces ----------------------------------------------------------------------------
@@ -322,6 +327,7 @@ class World:
         """The next chunk was made: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]."""
         chunk = Chunk(frames, poses.astype(np.float32), actions, self.index)
         self._decoder_state, self._pending = decoder_state, Past(latents, actions, poses, self._prompt)
+        self.last_frame = frames[-1]
         return chunk
 
     def settle(self) -> None:
@@ -375,8 +381,17 @@ class World:
     def _write(self, past: Past) -> None:
         write_together(self.model, [self._memory], [past], [self.text_context(past.prompt)])
 
+    @torch.no_grad()
+    def _decode_from(self, chunk: int) -> None:
+        """The decoder's state and the last frame, from those before `chunk` on."""
+        for past in self._history[chunk:-1]:
+            self._decoder_state = self.model.autoencoder.advance(past.latents, self._decoder_state)
+        if self._history[chunk:]:
+            video, self._decoder_state = self.model.autoencoder.decode_chunk(self._history[-1].latents, self._decoder_state)
+            self.last_frame = self.model.to_frames(video)[-1]
+
     def _snapshot(self) -> _Snapshot:
-        return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()))
+        return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame)
 
     def _thin_snapshots(self) -> None:
         """Keep few snapshots: the older, the sparser. A rewind to between two replays the chunks from the one before."""

@@ -2,7 +2,8 @@
 
 Format 2: `memory.*` now; `actions` [1 + frames, 13], everything done; `held` [n], the chunks whose latents are still known;
 `latents` [1, C, 1 + n * t, h, w] and `poses` [1 + n * F, 4, 4], the start picture's and theirs. One can go back to chunk `base`:
-`base.memory.*`, where it differs from now's, and `decoder.*`, the decoder's state there, unless that is the start.
+`base.memory.*`, where it differs from now's, and `decoder.*` and `base_frame`, the decoder's state and what is
+seen there, unless that is the start.
 Format 1 held every chunk from the start.
 """
 
