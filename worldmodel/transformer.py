@@ -435,7 +435,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         if layout is not None:
             return Visibility(layout=layout, pooled_rope=self.rope(layout.pooled_positions), grid=grid)
         if memory is not None:
-            keys, values, filled = memory.context(lambda k, positions: rotate(k, *self.rope(positions)))
+            keys, values, filled = memory.context(self.rope)
             return Visibility(keys=keys, values=values, filled=filled)
         return Visibility()
 
