@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import simplejpeg
 from fake_model import FakeModel
 from serving import Client, free_port, running
 from viewing import with_views
 from websockets.exceptions import ConnectionClosed
 
 from worldmodel.autosave import Autosave, AutosaveConfig
+from worldmodel.model import WorldModel
 from worldmodel.server import protocol as p
 from worldmodel.server.app import create_app
 from worldmodel.server.settings import ServerSettings
@@ -20,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 class TogetherModel(FakeModel):
-    """Steps a batch in the time of one; `batches` has the sizes."""
+    """Steps a batch in the time of one, or changes no world; `batches` has the sizes."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -32,6 +34,8 @@ class TogetherModel(FakeModel):
         return super().start(*args, **kwargs)
 
     def generate_together(self, worlds, actions):
+        if any("generate" in vars(w) for w in worlds):
+            raise RuntimeError("one of these was told to fail")
         self.batches.append(len(worlds))
         step, self.step_s = self.step_s, 0.0
         try:
@@ -135,6 +139,22 @@ def test_who_has_walked_long_makes_room_for_one_who_waits(model):
                 assert a.expect(p.End).reason == "idle" and closed(a) == p.CloseCode.IDLE, "the longest here goes"
                 b.play(4)
                 c.play(4)
+
+
+def test_two_visitors_of_the_packaged_model():
+    model = WorldModel.from_pretrained("tiny", device="cpu")
+    with running(create_app(model, settings(worlds=2))) as host, Client(host) as a, Client(host) as b:
+        b.send(p.Reset(gallery=model.gallery[1].name))
+        b.pump(lambda c: any(h.flags & p.Flags.RESET and h.frame > 1 for h, _ in c.frames), timeout=20)
+        for client, key in ((a, "KeyW"), (b, "ArrowLeft")):
+            client.hold(key)
+        for client in (a, b):
+            seen = len(client.frames)
+            client.play(13, timeout=30)
+            chunks = [h.chunk for h, _ in client.frames[seen + 1 :]]
+            assert chunks == sorted(chunks) and chunks[-1] > chunks[0]
+        shown = [simplejpeg.decode_jpeg(client.frames[-1][1]).astype(int) for client in (a, b)]
+        assert shown[0].shape == (128, 128, 3) and abs(shown[0] - shown[1]).mean() > 5, "each sees their own world"
 
 
 # -- worlds that survive ---------------------------------------------------------------------------------------------------

@@ -34,17 +34,21 @@ class EngineStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """`worlds` at once at most, `batch` of them stepped together at most (0: all). A world joins a batch up to `early` times the usual
-    duration of a step before it is due.
+    """`worlds` at once at most, `batch` of them stepped together at most (0: all).
+
+    A world joins a batch up to `early` times the usual duration of a step before it is due: what would be due before the step ends would
+    else have to wait for that end. For the same reason a batch waits up to `gather_s` seconds for the worlds of the last one to ask again;
+    without it, some that are always a moment too late could go apart from the others for ever.
     """
 
     worlds: int = 8
     batch: int = 0
-    early: float = 0.5
+    early: float = 1.0
+    gather_s: float = 0.005
 
     def __post_init__(self) -> None:
-        if self.worlds < 1 or self.batch < 0 or self.early < 0:
-            raise ValueError("An engine has worlds of 1 or more, and batch and early of 0 or more.")
+        if self.worlds < 1 or min(self.batch, self.early, self.gather_s) < 0:
+            raise ValueError("An engine has worlds of 1 or more, and batch, early and gather_s of 0 or more.")
 
 
 @dataclass(eq=False)
@@ -113,6 +117,8 @@ class Engine:
         self._seats: list[Seat] = []
         self._opening = 0
         self._steps: list[Step] = []
+        self._last: list[Seat] = []  # the worlds of the last batch
+        self._last_end = 0.0
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -236,11 +242,19 @@ class Engine:
             step.fail(EngineStopped("The engine has stopped."))
 
     def _until_due(self) -> float | None:
-        return max(0.0, min(step.due for step in self._steps) - time.monotonic()) if self._steps else None
+        """How long to wait when nothing else happens, seconds."""
+        if not self._steps:
+            return None
+        now = time.monotonic()
+        due = min(step.due for step in self._steps)
+        return max(0.0, (due if due > now else self._last_end + self.config.gather_s) - now)
 
     def _chosen(self, now: float) -> list[Step]:
-        """The next batch: empty while nothing is due; who was served longest ago first."""
+        """The next batch: empty while nothing is due, or others may come along in a moment; who was served longest ago first."""
         if not any(step.due <= now for step in self._steps):
+            return []
+        asking = {id(step.seat) for step in self._steps}
+        if now < self._last_end + self.config.gather_s and any(id(s) not in asking and not s.closed for s in self._last):
             return []
         soon = now + self.config.early * self.step_s
         due = sorted((step for step in self._steps if step.due <= soon), key=lambda step: (step.seat.served, step.due))
@@ -272,6 +286,7 @@ class Engine:
                 self._steps.remove(step)
             step.seat.changed = True
             step.done.set_result(time.monotonic() - began)
+        self._last, self._last_end = [step.seat for step in batch], time.monotonic()
         self._durations.append(time.monotonic() - began)
         self.batch_sizes.append(len(batch))
         for step in batch:
