@@ -149,13 +149,27 @@ class _Server(uvicorn.Server):
         print(f"Ready: http://{shown}:{port}  (Ctrl-C stops)", flush=True)
 
 
+def server_settings(args: argparse.Namespace) -> ServerSettings:
+    """What the command line says, for the server."""
+    autosave = None
+    if args.save_worlds is not None:
+        from worldmodel.autosave import AutosaveConfig
+
+        autosave = AutosaveConfig(args.save_worlds)
+    return ServerSettings(allowed_origins=tuple(args.allow_origin), rest_when_still=True, worlds=args.worlds, autosave=autosave)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Walk through generated worlds in the browser.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--model", default="tiny", help="packaged name, folder or hub id of the weights (default: %(default)s)")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may open a stream")
+    parser.add_argument("--worlds", type=int, default=1, metavar="N", help="visitors who walk at once (default: %(default)s)")
+    parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
     args = parser.parse_args(argv)
+    if args.worlds < 1:
+        parser.error("--worlds is 1 or more.")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
     try:
@@ -164,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
                 model = load_model(args.model)
             except (OSError, ValueError) as error:
                 raise SystemExit(str(error)) from None
-            app = build_app(model, ServerSettings(allowed_origins=tuple(args.allow_origin), rest_when_still=True))
+            app = build_app(model, server_settings(args))
             server = _Server(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
             server.run(sockets=[listener])
     except KeyboardInterrupt:

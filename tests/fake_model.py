@@ -137,7 +137,7 @@ class FakeModel:
             Image.fromarray(landscape(family, max(size))).save(path)
             self.gallery.append(GalleryWorld(family, f"a {family} world, low-poly", path, family))
 
-    def start(self, image: str | Path | Image.Image | None, prompt: str = "", seed: int = 0) -> FakeWorld:
+    def start(self, image: str | Path | Image.Image | None, prompt: str = "", seed: int = 0, history: int | None = None) -> FakeWorld:
         _assert_off_the_event_loop()
         if image is None:
             image = self.gallery[0].image_path

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from worldmodel.actions import Action
+from worldmodel.batch import step_together
 from worldmodel.model import WorldModel
 from worldmodel.world import World
 
@@ -61,13 +62,18 @@ def encode_jpeg(frames: np.ndarray) -> int:
         return total
 
 
+def _world(model: WorldModel, i: int = 0) -> World:
+    """The i-th gallery world, or one from noise."""
+    if model.gallery:
+        place = model.gallery[i % len(model.gallery)]
+        return model.start(place.image_path, place.prompt, seed=i)
+    height, width = model.size
+    return model.start(np.random.default_rng(i).integers(0, 255, (height, width, 3), dtype=np.uint8), seed=i)
+
+
 def measure(model: WorldModel, seconds: float, chunks: int = 24, warmup: int = 4, progress: Callable[[str], None] = lambda _: None) -> Row:
     """One row of the table: `chunks` chunks after `seconds` of history."""
-    height, width = model.size
-    picture = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    image = model.gallery[0].image_path if model.gallery else picture
-    prompt = model.gallery[0].prompt if model.gallery else ""
-    world = model.start(image, prompt, seed=0)
+    world = _world(model)
     progress(f"filling {seconds:g} s of history")
     fast_forward(world, seconds)
     rows: list[tuple[float, ...]] = []
@@ -94,6 +100,63 @@ def measure(model: WorldModel, seconds: float, chunks: int = 24, warmup: int = 4
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class TogetherRow:
+    """`worlds` worlds stepped as one batch and one after the other: medians in ms for a chunk of every world, and all their frames/s."""
+
+    worlds: int
+    in_turn: float
+    together: float
+    denoise: float
+    memory: float
+    decode: float
+    fps_in_turn: float
+    fps: float
+
+
+def measure_together(
+    model: WorldModel, counts: Sequence[int], seconds: float = 20.0, chunks: int = 12, warmup: int = 2,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[TogetherRow]:  # fmt: skip
+    """Worlds with 0 to `seconds` of history, evenly spread. Both ways in turns on the same worlds, so that what else the machine
+    does hits both alike.
+    """
+    worlds: list[World] = []
+    for i in range(max(counts)):
+        progress(f"world {i + 1} of {max(counts)}")
+        worlds.append(_world(model, i))
+        fast_forward(worlds[-1], seconds * (i + 1) / max(counts))
+    rows = []
+    for count in counts:
+        progress(f"{count} worlds together")
+        times: list[tuple[float, ...]] = []
+        chosen = [worlds[k * len(worlds) // count] for k in range(count)]
+        for i in range(warmup + chunks):
+            actions = [Action.from_keys(_KEYS[(i + k) % len(_KEYS)]) for k in range(count)]
+            started = time.perf_counter()
+            for world, action in zip(chosen, actions, strict=True):
+                world.step(action)
+            middle = time.perf_counter()
+            t = step_together(chosen, actions)[0].timings
+            if i >= warmup:
+                done = 1000 * (time.perf_counter() - middle)
+                times.append((1000 * (middle - started), done, t["prepare"] + t["denoise"], t["memory"], t["decode"]))
+        in_turn, together, *stages = (statistics.median(column) for column in zip(*times, strict=True))
+        frames = 1000 * count * model.chunk_frames
+        rows.append(TogetherRow(count, in_turn, together, *stages, frames / in_turn, frames / together))
+    return rows
+
+
+def together_table(rows: list[TogetherRow]) -> str:
+    """Markdown."""
+    head = "| worlds | in turn ms | together ms | denoise | memory | decode | frames/s in turn | frames/s together | gain |"
+    lines = [head, "|" + " ---: |" * (head.count("|") - 1)]
+    for r in rows:
+        cells = [str(r.worlds), *(f"{x:.1f}" for x in (r.in_turn, r.together, r.denoise, r.memory, r.decode, r.fps_in_turn, r.fps))]
+        lines.append("| " + " | ".join([*cells, f"{r.fps / r.fps_in_turn:.2f}x"]) + " |")
+    return "\n".join(lines)
+
+
 def table(rows: list[Row]) -> str:
     """Markdown."""
     head = "| history s | denoise | memory | decode | encode | chunk ms | p95 | frames/s | key to frame p95 | tokens | memory MiB |"
@@ -104,7 +167,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def report(model: WorldModel, rows: list[Row]) -> dict:
+def report(model: WorldModel, rows: list[Row] | list[TogetherRow]) -> dict:
     """Everything measured, for JSON."""
     return {
         "model": model.fingerprint, "device": str(model.device), "threads": torch.get_num_threads(), "size": model.size,

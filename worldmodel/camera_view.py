@@ -12,6 +12,8 @@ less (`quality`); that is why looking back at the start shows the start picture 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -135,6 +137,21 @@ class CameraView:
             self.reached = reached
         """`far`: latents [N, C, h, w] of the warped pictures as if everything were infinitely far away; `reached` [N, 4, H, W]: with
         what quality, 0 where no picture reaches."""
+
+    @classmethod
+    def together(cls, views: Sequence[CameraView]) -> CameraView:
+        """The views of several sequences as one, in their order; where one has fewer pictures its last is repeated and counts nothing."""
+        most = max(view.pictures.shape[1] for view in views)
+        joined = copy.copy(views[0])
+        for name in ("pictures", "turn", "move", "quality"):
+            parts = []
+            for view in views:
+                x = getattr(view, name)
+                spare = x[:, -1:].expand(-1, most - x.shape[1], *x.shape[2:])
+                parts.append(torch.cat([x, torch.zeros_like(spare) if name == "quality" else spare], 1))
+            setattr(joined, name, torch.cat(parts))
+        joined.far, joined.reached = (torch.cat([getattr(view, name) for view in views]) for name in ("far", "reached"))
+        return joined
 
     def warped(self, inverse_depth: Tensor, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The wanted frames [N, 3, 4, H, W], and with what quality their pixels are known [N, 4, H, W], 0 where they are not.

@@ -92,6 +92,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--history", type=float, nargs="*", default=[0.0, 20.0, 300.0], help="seconds of history to measure at")
     parser.add_argument("--chunks", type=int, default=24, help="chunks measured per row")
+    parser.add_argument("--worlds", type=int, nargs="+", help="measure so many worlds stepped together instead, against in turn: 1 2 4 8")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.set_defaults(run=_bench)
 
@@ -99,15 +100,26 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _bench(args: argparse.Namespace) -> int:
     import torch
 
-    from worldmodel.bench import measure, report, table
+    from worldmodel.bench import measure, measure_together, report, table, together_table
 
+    if args.worlds and min(args.worlds) < 1:
+        raise ValueError("--worlds are numbers of 1 or more.")
     model = _load(args)
-    rows = [measure(model, s, args.chunks, progress=lambda m: print(m, file=sys.stderr)) for s in args.history]
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    if args.worlds:
+        rows = measure_together(model, args.worlds, max(args.history), args.chunks, progress=progress)
+        text = together_table(rows)
+    else:
+        rows = [measure(model, s, args.chunks, progress=progress) for s in args.history]
+        text = table(rows)
     print(
         f"{model.fingerprint}, {model.size[0]}x{model.size[1]}, {model.config.sampler.steps} steps, {model.device}, "
         f"{torch.get_num_threads()} threads"
     )
-    print(table(rows))
+    print(text)
     if args.json:
         args.json.write_text(json.dumps(report(model, rows), indent=1) + "\n")
     return 0

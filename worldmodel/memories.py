@@ -187,6 +187,10 @@ class RetrievalMemory(_PosedMemory):
         self._next = None
         self._fetch(self._poses[-1:])
 
+    def recallable(self) -> list[int]:
+        """Everything, for any of it may be fetched."""
+        return list(range(self.count))
+
     def _fetch(self, there: Tensor) -> None:
         """Fill the buffers for a chunk seen from `there` [t, 9]."""
         start = max(0, self.count - self.config.window)

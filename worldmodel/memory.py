@@ -19,7 +19,7 @@ training a whole sequence goes through at once, and `training_layout` gives the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -137,6 +137,16 @@ def teacher_forcing_layout(config: MemoryConfig, latents: int, grid: tuple[int, 
     return replace(clean, times=clean.times.repeat(2), mask=mask)
 
 
+def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn each pair of channels of x [..., N, head_dim] by the angles [N, head_dim / 2], without a second copy: as `transformer.rotate`"""
+    (x1, x2), (out1, out2) = (y.unflatten(-1, (-1, 2)).unbind(-1) for y in (x, out))
+    a, b = x1 * cos, x2 * sin
+    torch.sub(a, b, out=out1)
+    torch.mul(x1, sin, out=a)
+    torch.mul(x2, cos, out=b)
+    torch.add(a, b, out=out2)
+
+
 @dataclass
 class _Entry:
     """One latent frame in the memory: where its tokens lie and when it was."""
@@ -203,6 +213,10 @@ class CompressedMemory:
         """The latent frames that the next chunk looks at, in the order of time."""
         return [e.index for e in self._entries]
 
+    def recallable(self) -> list[int]:
+        """The latent frames that this or a later chunk may look at."""
+        return self.remembered()
+
     @torch.no_grad()
     def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
@@ -225,28 +239,40 @@ class CompressedMemory:
         return 0 if too_old else self.config.factor(index)
 
     def _compress(self) -> None:
-        """Pool and forget by `_factor`, and close the gaps."""
+        """Pool and forget by `_factor`, and close the gaps; neighbours that stay as they are move together."""
         kept: list[_Entry] = []
+        moving: list[int] = []  # where tokens come from, where they go, and how many: not moved yet
         read = write = 0
         for entry in self._entries:
-            source = slice(read, read + entry.tokens)
+            source = read
             read += entry.tokens
             factor = self._factor(entry.index)
             if factor == 0:
                 continue
             tokens, further = self._tokens(factor), factor // entry.factor
-            target = slice(write, write + tokens)
+            if further == 1 and moving and moving[0] + moving[2] == source:
+                moving[2] += tokens
+            else:
+                self._move(moving)
+                moving = [source, write, tokens] if further == 1 else []
             if further > 1:
                 grid = tuple(-(-n // entry.factor) for n in self.grid)
                 for buffer in (self.keys, self.values):
-                    cells = buffer[:, :, :, source].flatten(0, 2).unflatten(1, (1, *grid))
-                    buffer[:, :, :, target] = pool_cells(cells, further).flatten(1, 2).unflatten(0, buffer.shape[:3])
-            elif target != source:
-                for buffer in (self.keys, self.values):
-                    buffer[:, :, :, target] = buffer[:, :, :, source].clone()
+                    cells = buffer[:, :, :, source:read].flatten(0, 2).unflatten(1, (1, *grid))
+                    pooled = pool_cells(cells, further).flatten(1, 2).unflatten(0, buffer.shape[:3])
+                    buffer[:, :, :, write : write + tokens] = pooled
             kept.append(_Entry(entry.index, factor, tokens))
             write += tokens
+        self._move(moving)
         self._entries = kept
+
+    def _move(self, moving: list[int]) -> None:
+        if not moving or moving[0] == moving[1]:
+            return
+        source, target, tokens = moving
+        for buffer in (self.keys, self.values):
+            for layer in buffer:
+                layer[:, :, target : target + tokens] = layer[:, :, source : source + tokens].clone()
 
     def _tokens(self, factor: int) -> int:
         return -(-self.grid[0] // factor) * -(-self.grid[1] // factor)
@@ -262,16 +288,17 @@ class CompressedMemory:
         return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.float64)
 
     @torch.no_grad()
-    def context(self, rotate: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, int]:
+    def context(self, rope: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, int]:
         """Rotated keys and values [layers, B, heads, capacity, head_dim] and how many tokens of them are filled.
 
-        `rotate(keys [.., N, heads, head_dim], positions [N, 3])` applies RoPE. The work is done once per chunk.
+        `rope(positions [N, 3])` gives cos and sin [N, head_dim / 2]. The work is done once per chunk.
         """
         state = (self.count, self.time_offset)
         n = self.num_tokens
         if self._rotated_for != state and n:
-            by_token = self.keys[:, :, :, :n].flatten(0, 1).transpose(1, 2)
-            self._rotated[:, :, :, :n] = rotate(by_token, self.positions()).transpose(1, 2).unflatten(0, self.keys.shape[:2])
+            cos, sin = (x.to(self.keys.device) for x in rope(self.positions()))
+            for keys, rotated in zip(self.keys, self._rotated, strict=True):
+                rotate_into(rotated[:, :, :n], keys[:, :, :n], cos, sin)
         self._rotated_for = state
         return self._rotated, self.values, n
 
@@ -296,3 +323,29 @@ class CompressedMemory:
         self.keys[:, :, :, :n] = state["keys"]
         self.values[:, :, :, :n] = state["values"]
         self._entries, self.count, self._rotated_for = entries, int(state["count"]), None
+
+
+class MemoryTeam:
+    """The memories of several worlds whose next chunks go through the transformer together, one a sequence of the batch.
+
+    They may differ in length and in what they hold; each stays in its own buffers.
+    """
+
+    def __init__(self, members: Sequence[CompressedMemory]) -> None:
+        if any(m.keys.shape[1] != 1 for m in members):
+            raise ValueError("Memories that are read together have a batch of 1 each.")
+        self.members = tuple(members)
+
+    def chunk_times(self, latents: int) -> list[tuple[int, ...]]:
+        """Re-indexed times of the chunk that comes next, of each member."""
+        return [tuple(m.chunk_times(latents).tolist()) for m in self.members]
+
+    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
+        for b, member in enumerate(self.members):
+            member.write([k[b : b + 1] for k in keys], [v[b : b + 1] for v in values])
+
+
+def together(memories: Sequence[CompressedMemory]) -> CompressedMemory | MemoryTeam:
+    """What the transformer takes for a batch of worlds with these memories."""
+    return memories[0] if len(memories) == 1 else MemoryTeam(memories)

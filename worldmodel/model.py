@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -26,12 +27,15 @@ import torch
 from torch import Tensor
 
 from worldmodel.autoencoder import TinyAutoencoder, VideoAutoencoder, WanAutoencoder
+from worldmodel.batch import finalize_together, generate_together
+from worldmodel.chunk import Chunk
 from worldmodel.images import load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.text import PromptCache, TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
-from worldmodel.world import World
+from worldmodel.world import HISTORY, World
+from worldmodel.world_file import WorldState
 
 CONFIG_NAME = "world_model.json"
 MAX_PROMPT = 1000
@@ -188,20 +192,32 @@ class WorldModel:
         return f"{self.config.name}-{digest.hexdigest()[:12]}"
 
     # -- worlds ------------------------------------------------------------------------------------------------------------
-    def start(self, image: Any = None, prompt: str = "", seed: int = 0) -> World:
+    def start(self, image: Any = None, prompt: str = "", seed: int = 0, history: int | None = HISTORY) -> World:
         """A new world from a picture (path, bytes, PIL image or uint8 [H, W, 3]) and a prompt.
 
-        Without a picture the first one is made from the prompt.
+        Without a picture the first one is made from the prompt. `history` is how many chunks one can go back at least (`World`).
 
         Raises:
             ImageError: the picture cannot be used. ModelError: the prompt is too long.
         """
         self.check_prompt(prompt)
-        return World(self, prompt, seed, None if image is None else self.encode_image(image))
+        return World(self, prompt, seed, None if image is None else self.encode_image(image), history)
 
-    def load_world(self, path: str | Path) -> World:
+    def generate_together(self, worlds: Sequence[World], actions: Sequence[Any]) -> list[Chunk]:
+        """The next chunk of several worlds as one batch, each under its own actions; as `World.generate` (`worldmodel.batch`)."""
+        return generate_together(worlds, actions)
+
+    def finalize_together(self, worlds: Sequence[World]) -> None:
+        """Write the last chunks into the memories of several worlds as one batch; as `World.finalize`."""
+        finalize_together(worlds)
+
+    def load_world(self, path: str | Path, history: int | None = HISTORY) -> World:
         """The world that `World.save` wrote; raises `WorldError` if it is not one of this model."""
-        return World.load(self, path)
+        return World.load(self, path, history)
+
+    def resume_world(self, state: WorldState, history: int | None = HISTORY) -> World:
+        """The world of which `state` was taken (`World.state`, `autosave.Autosave.load`)."""
+        return World.from_state(self, state, history)
 
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""

@@ -7,17 +7,20 @@ from torch import Tensor
 
 from worldmodel.camera_view import CameraView
 from worldmodel.configs import SamplerConfig
-from worldmodel.memory import CompressedMemory
+from worldmodel.memory import CompressedMemory, MemoryTeam
 from worldmodel.transformer import CausalWorldTransformer
 
 
 @torch.no_grad()
 def denoise(
     model: CausalWorldTransformer, noise: Tensor, text: list[tuple[Tensor, Tensor]], camera: tuple[Tensor, Tensor],
-    memory: CompressedMemory, config: SamplerConfig, generator: torch.Generator | None = None,
+    memory: CompressedMemory | MemoryTeam, config: SamplerConfig, generator: torch.Generator | list[torch.Generator] | None = None,
     view: CameraView | None = None,
 ) -> Tensor:  # fmt: skip
-    """The clean next chunk [B, C, t, h, w] from noise of that shape; the memory is read, not written."""
+    """The clean next chunk [B, C, t, h, w] from noise of that shape; the memory is read, not written.
+
+    A stochastic sampler draws its further noise from `generator`, or from one for each sequence.
+    """
     scheduler = config.scheduler()
     x = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):

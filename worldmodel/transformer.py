@@ -30,7 +30,7 @@ from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
 from worldmodel.camera_view import CameraView, ViewBlend
 from worldmodel.memories import new_memory
-from worldmodel.memory import CompressedMemory, MemoryConfig, TrainingLayout, token_positions
+from worldmodel.memory import CompressedMemory, MemoryConfig, MemoryTeam, TrainingLayout, token_positions
 
 
 def fold_frames(x: Tensor, stride: int = 4) -> Tensor:
@@ -106,7 +106,7 @@ class Visibility:
     """What the queries of one forward pass may look at besides each other.
 
     Training: `layout` (mask over full and pooled keys of the same sequence). Inference: rotated keys and values of the
-    memory with room behind them. Neither: plain bidirectional attention, as in Wan.
+    memory with room behind them, or `each` sequence's own where memories differ. Neither: plain bidirectional attention, as in Wan.
     """
 
     layout: TrainingLayout | None = None
@@ -115,6 +115,7 @@ class Visibility:
     keys: Tensor | None = None  # [layers, B, heads, capacity, head_dim]
     values: Tensor | None = None
     filled: int = 0
+    each: tuple[Visibility, ...] = ()
 
 
 class Attention(nn.Module):
@@ -138,8 +139,11 @@ class Attention(nn.Module):
         return self.norm_q(self.to_q(x) + pose).unflatten(2, (self.heads, -1))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        out = dispatch_attention_fn(query, key, value, attn_mask=mask)
-        return self.to_out[0](out.flatten(2, 3).type_as(query))
+        return self.project(dispatch_attention_fn(query, key, value, attn_mask=mask).type_as(query))
+
+    def project(self, mixed: Tensor) -> Tensor:
+        """[B, L, heads, head_dim] -> [B, L, D]"""
+        return self.to_out[0](mixed.flatten(2, 3))
 
 
 class WorldTransformerBlock(nn.Module):
@@ -177,8 +181,7 @@ class WorldTransformerBlock(nn.Module):
         pose_q, pose_k = self.pose_proj(pose).repeat_interleave(x.shape[1] // frames, dim=1).chunk(2, dim=-1)
         query = rotate(self.attn1.query(h, pose_q), *rope)
         key, value = self.attn1.key_value(h, pose_k)
-        all_keys, all_values, mask = self._look(rotate(key, *rope), key, value, layer, seen)
-        out = self.attn1.attend(query, all_keys, all_values, mask)
+        out = self._attend(query, rotate(key, *rope), key, value, layer, seen)
         x = (by_frame(x.float()) + by_frame(out) * gate).type_as(x)
 
         # 2. Action, right after self-attention
@@ -192,6 +195,15 @@ class WorldTransformerBlock(nn.Module):
         h = (by_frame(self.norm3(x.float())) * (1 + ff_scale) + ff_shift).flatten(1, 2).type_as(x)
         x = (by_frame(x.float()) + by_frame(self.ffn(h)).float() * ff_gate).flatten(1, 2).type_as(x)
         return x, key, value
+
+    def _attend(self, query: Tensor, rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> Tensor:
+        """Self-attention [B, L, D]; sequences whose memories differ in length attend one by one, all else is done together."""
+        if not seen.each:
+            return self.attn1.attend(query, *self._look(rotated, key, value, layer, seen))
+        rows = []
+        for row, own in zip(zip(*(x.split(1) for x in (query, rotated, key, value)), strict=True), seen.each, strict=True):
+            rows.append(dispatch_attention_fn(row[0], *self._look(*row[1:], layer, own)[:2]))
+        return self.attn1.project(torch.cat(rows).type_as(query))
 
     @staticmethod
     def _look(rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -338,7 +350,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         poses: Tensor | None = None,
         *,
         camera: tuple[Tensor, Tensor] | None = None,
-        memory: CompressedMemory | None = None,
+        memory: CompressedMemory | MemoryTeam | None = None,
         layout: TrainingLayout | None = None,
         view: CameraView | None = None,
         write: bool = False,
@@ -350,7 +362,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             timestep: [B] or per latent frame [B, T], in 0..1000 (0: clean).
             text: prompt embeddings [B, L, text_dim], or `encode_text` of them.
             actions, poses: per video frame [B, F, 13] and [B, F, 9]; or `camera`, which is `encode_camera` of them.
-            memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values.
+            memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values. A
+                `MemoryTeam` is one memory for each sequence of the batch.
             layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
             view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
@@ -358,11 +371,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
-        if layout is not None:
-            times = layout.times
-        else:
-            times = torch.arange(frames) if memory is None else memory.chunk_times(frames)
-        rope = self.rope(token_positions(times, grid))
+        rope = self._query_rope(frames, grid, memory, layout)
         seen = self._visibility(memory, layout, grid)
 
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # B T*N D
@@ -405,13 +414,31 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         x = x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
         return (x, depth) if with_depth else x
 
-    def _visibility(self, memory: CompressedMemory | None, layout: TrainingLayout | None, grid: tuple[int, int]) -> Visibility:
+    def _query_rope(
+        self, frames: int, grid: tuple[int, int], memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of the tokens of the input, [T*N, head_dim/2], or [B, T*N, head_dim/2] where memories differ"""
+        if isinstance(memory, MemoryTeam):
+            own = {times: self.rope(token_positions(torch.tensor(times), grid)) for times in set(memory.chunk_times(frames))}
+            cos, sin = zip(*(own[times] for times in memory.chunk_times(frames)), strict=True)
+            return (torch.stack(cos), torch.stack(sin)) if len(own) > 1 else (cos[0], sin[0])
+        if layout is not None:
+            times = layout.times
+        else:
+            times = torch.arange(frames) if memory is None else memory.chunk_times(frames)
+        return self.rope(token_positions(times, grid))
+
+    def _visibility(
+        self, memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None, grid: tuple[int, int]
+    ) -> Visibility:
+        if isinstance(memory, MemoryTeam):
+            return Visibility(each=tuple(self._visibility(one, layout, grid) for one in memory.members))
         if memory is not None and layout is not None:
             raise ValueError("Pass a memory (next chunk) or a layout (whole sequence), not both.")
         if layout is not None:
             return Visibility(layout=layout, pooled_rope=self.rope(layout.pooled_positions), grid=grid)
         if memory is not None:
-            keys, values, filled = memory.context(lambda k, positions: rotate(k, *self.rope(positions)))
+            keys, values, filled = memory.context(self.rope)
             return Visibility(keys=keys, values=values, filled=filled)
         return Visibility()
 

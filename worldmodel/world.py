@@ -8,101 +8,84 @@ and a save and a load.
 from __future__ import annotations
 
 import copy
-import json
-import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from worldmodel.actions import Action, ActionError, as_actions, to_array
+from worldmodel.batch import encode_camera, finalize_together, generate_together, look, write_together
 from worldmodel.camera import integrate, pose_code
 from worldmodel.camera_view import CameraView, next_view
+from worldmodel.chunk import Chunk, Past, Plan
+from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
+from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, unpack
 
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
 
-FILE_FORMAT = 1
+HISTORY = 1200  # chunks that a world can go back; five minutes of the packaged model
 SNAPSHOT_EVERY = 32  # chunks between two snapshots of the memory, which rewinding starts from
 MAX_SNAPSHOTS = 8
 START_STEPS = 4  # a start picture made from the prompt alone has nothing to go by, and nobody waits for keys yet
 
 
-class WorldError(ValueError):
-    """Something was asked of a world that it cannot do, or a file is no world of this model. One clear sentence."""
-
-
 @dataclass(frozen=True)
-class Chunk:
-    """What one step makes; T video frames.
-
-    Attributes:
-        frames: uint8 [T, H, W, 3].
-        camera_to_world: float32 [T, 4, 4], OpenCV axes, in steps, relative to the start picture.
-        actions: float32 [T, 13].
-        index: number of the chunk, from 0.
-        timings: milliseconds of each stage.
+class _Snapshot:
+    """Where rewinding starts from: the memory, the decoder's state and the last frame after some chunks, and which latent frames a later
+    chunk may look at.
     """
 
-    frames: np.ndarray
-    camera_to_world: np.ndarray
-    actions: np.ndarray
-    index: int
-    timings: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What is kept of one chunk, enough to make the memory again."""
-
-    latents: Tensor  # [1, C, t, h, w]
-    actions: np.ndarray  # [F, 13]
-    poses: np.ndarray  # float64 [F, 4, 4]
-    prompt: str
-    decoder_state: Any  # before this chunk was decoded
-
-    def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray]:
-        """Latent frame k of the chunk [1, C, 1, h, w] and the pose [4, 4] of its last video frame."""
-        count = self.latents.shape[2]
-        return self.latents[:, :, k : k + 1], self.poses[(k + 1) * len(self.poses) // count - 1]
+    memory: dict[str, Tensor]
+    decoder_state: Any
+    recallable: frozenset[int]
+    last_frame: np.ndarray
 
 
 class World:
     """One person's world. Made by `WorldModel.start` or `WorldModel.load_world`.
 
     `step` is `generate` (makes the frames) and then `finalize` (writes the chunk into the memory, the clean-context pass);
-    a server sends the frames in between.
+    a server sends the frames in between. `worldmodel.batch` does the same for several worlds at once.
+
+    Args:
+        history: chunks that one can go back at least; what is older is let go of, but for the log of actions and what the memory still
+            refers to, so that an hour costs no more room than `history` does. None: everything is kept. 0: one cannot go back.
     """
 
-    def __init__(self, model: WorldModel, prompt: str, seed: int, first_latent: Tensor | None) -> None:
+    def __init__(self, model: WorldModel, prompt: str, seed: int, first_latent: Tensor | None, history: int | None = HISTORY) -> None:
+        if history is not None and history < 0:
+            raise WorldError(f"history is a number of chunks or None, got {history}.")
         self.model = model
         self.seed = int(seed)
         self._prompt, self._text_of, self._text = prompt, None, None
+        self._limit = history
         self._memory = model.new_memory()
-        self._history: list[_Past] = []
-        self._snapshots: dict[int, dict[str, Tensor]] = {}
+        self._history: list[Past] = []
+        self._base = 0
+        self._held: list[int] = []  # chunks before `_base` whose latents are still known
+        self._snapshots: dict[int, _Snapshot] = {}
         self._decoder_state: Any = None
-        self._pending: _Past | None = None
+        self._pending: Past | None = None
         start_actions, start_poses = to_array([Action.idle()]), np.eye(4)[None]
         with torch.no_grad():
             if first_latent is None:
-                camera = self._camera(start_actions, start_poses)
-                self._look(start_poses, 1)
+                camera = encode_camera(model, [start_actions], [start_poses])
+                look(self._memory, start_poses, 1)
                 sampler = model.config.sampler.with_steps(max(START_STEPS, model.config.sampler.steps))
-                first_latent = denoise(model.transformer, self._noise(-1, 1), self._text_context(), camera, self._memory, sampler)
-            self._start = _Past(first_latent, start_actions, start_poses, prompt, None)
+                noise, generator = self._noise(-1, 1)
+                first_latent = denoise(model.transformer, noise, self.text_context(), camera, self._memory, sampler, [generator])
+            self._start = Past(first_latent, start_actions, start_poses, prompt)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._start)
-        self.first_frame = model.to_frames(video)[0]
-        """uint8 [H, W, 3]: the start picture as the model sees it."""
+        self.first_frame = self.last_frame = model.to_frames(video)[0]
+        """uint8 [H, W, 3]: the start picture as the model sees it, and what is seen now."""
 
     # -- state -------------------------------------------------------------------------------------------------------------
     @property
@@ -128,8 +111,20 @@ class World:
         return past.latents if past else self._start.latents.expand(-1, -1, self.model.config.chunk, -1, -1)
 
     @property
+    def reach(self) -> int:
+        """Chunks that one can go back now."""
+        return 0 if self._limit == 0 else self.index - self._base
+
+    @property
     def memory_bytes(self) -> int:
         return self._memory.num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that this world keeps: memory, snapshots and latents."""
+        snapshots = sum(x.numel() * x.element_size() for s in self._snapshots.values() for x in s.memory.values())
+        latents = [p.latents for p in (self._start, *self._history) if p.latents is not None]
+        return self._memory.num_bytes + snapshots + sum(x.numel() * x.element_size() for x in latents)
 
     @property
     def memory_tokens(self) -> int:
@@ -161,50 +156,21 @@ class World:
         chunk.timings["memory"] = 1000 * (time.perf_counter() - started)
         return chunk
 
-    @torch.no_grad()
     def generate(self, actions: Action | Iterable[Action] | np.ndarray | str) -> Chunk:
         """Make the next chunk's frames; the memory is written by the next `finalize`, `generate` or `step`."""
-        self.finalize()
-        per_frame = self._frames_of(actions)
-        clock = [time.perf_counter()]
-        poses = integrate(per_frame, start=self.pose)
-        camera = self._camera(per_frame, poses)
-        self._look(poses, self.model.config.chunk)
-        view = self._view(poses)
-        text = self._text_context()
-        noise = self._noise(self.index, self.model.config.chunk)
-        clock.append(time.perf_counter())
-        latents = denoise(self.model.transformer, noise, text, camera, self._memory, self.model.config.sampler, view=view)
-        clock.append(time.perf_counter())
-        chunk = self._decoded(latents, per_frame, poses)
-        clock.append(time.perf_counter())
-        chunk.timings.update(zip(("prepare", "denoise", "decode"), (1000 * float(d) for d in np.diff(clock)), strict=True))
-        return chunk
+        return generate_together([self], [actions])[0]
 
     @torch.no_grad()
     def generate_from(self, latents: Tensor, actions: Action | Iterable[Action] | np.ndarray | str) -> Chunk:
         """A chunk whose latents [1, C, t, h, w] are given instead of generated: to feed a world what really happened."""
         self.finalize()
         per_frame = self._frames_of(actions)
-        return self._decoded(latents, per_frame, integrate(per_frame, start=self.pose))
-
-    def _decoded(self, latents: Tensor, actions: np.ndarray, poses: np.ndarray) -> Chunk:
-        before, index = self._decoder_state, self.index
-        video, self._decoder_state = self.model.autoencoder.decode_chunk(latents, before)
-        self._pending = _Past(latents, actions, poses, self._prompt, before)
-        return Chunk(self.model.to_frames(video), poses.astype(np.float32), actions, index)
+        video, decoder_state = self.model.autoencoder.decode_chunk(latents, self._decoder_state)
+        return self.accept(latents, per_frame, integrate(per_frame, start=self.pose), self.model.to_frames(video), decoder_state)
 
     def finalize(self) -> None:
         """Write the last chunk into the memory (the clean-context pass), if that is still to be done."""
-        if self._pending is None:
-            return
-        past = self._pending
-        self._write(past)
-        self._history.append(past)
-        self._pending = None
-        if len(self._history) % SNAPSHOT_EVERY == 0:
-            self._snapshots[len(self._history)] = self._memory.state_dict()
-            self._thin_snapshots()
+        finalize_together([self])
 
     def stream(self, actions: str | np.ndarray | Iterable[Action]) -> Iterator[Chunk]:
         """Chunks for actions per frame: a script, an array [T, 13] or any iterable, which is read as the world goes on.
@@ -225,25 +191,28 @@ class World:
 
     # -- going back, and branching -----------------------------------------------------------------------------------------
     def rewind(self, chunks: int = 1) -> None:
-        """Forget the last `chunks` chunks; what follows equals what followed the first time, under the same actions."""
-        if not 0 <= chunks <= self.index:
-            raise WorldError(f"This world has {self.index} chunks, it cannot go back {chunks}.")
+        """Forget the last `chunks` chunks, at most `reach`; what follows equals what followed the first time, under the same actions."""
         if chunks == 0:
             return
         self.finalize()
+        if not 0 < chunks <= self.reach:
+            kept = "" if self._base == 0 else f" and keeps the last {self.reach} of them"
+            raise WorldError(f"This world has {self.index} chunks{kept}, it cannot go back {chunks}.")
         keep = len(self._history) - chunks
-        self._decoder_state = self._history[keep].decoder_state
         self._prompt = self._history[keep].prompt
         del self._history[keep:]
         self._snapshots = {at: s for at, s in self._snapshots.items() if at <= keep}
         at = max(self._snapshots, default=0)
         self._memory = self.model.new_memory()
         if at:
-            self._memory.load_state_dict(self._snapshots[at])
+            self._memory.load_state_dict(self._snapshots[at].memory)
+            self._decoder_state, self.last_frame = self._snapshots[at].decoder_state, self._snapshots[at].last_frame
         else:
             self._write(self._start)
+            self._decoder_state, self.last_frame = self.model.autoencoder.advance(self._start.latents), self.first_frame
         for past in self._history[at:]:
             self._write(past)
+        self._decode_from(at)
 
     def fork(self) -> World:
         """An independent copy that shares no changing state."""
@@ -251,67 +220,131 @@ class World:
         other = copy.copy(self)
         other._memory = self.model.new_memory()
         other._memory.load_state_dict(self._memory.state_dict())
-        other._history = list(self._history)
+        other._history, other._held = list(self._history), list(self._held)
         other._snapshots = dict(self._snapshots)
         return other
 
     # -- files -------------------------------------------------------------------------------------------------------------
-    def save(self, path: str | Path) -> None:
-        """Write the world to a file: aside first, then renamed, so a full disk or a crash loses nothing that was there."""
+    def state(self, history: int | None = None, note: dict[str, Any] | None = None) -> WorldState:
+        """Everything at this moment, from which `WorldState.save` makes the file, in another thread if need be.
+
+        From the file one can go back as far as here, or if `history` is given only that many chunks or a few more; 0 is smallest.
+        """
         self.finalize()
-        path = Path(path)
-        everything = [self._start, *self._history]
-        tensors = {f"memory.{k}": v.contiguous() for k, v in self._memory.state_dict().items()}
-        tensors["latents"] = torch.cat([p.latents for p in everything], dim=2).cpu().contiguous()
-        tensors["actions"] = torch.from_numpy(np.concatenate([p.actions for p in everything]))
-        tensors["poses"] = torch.from_numpy(np.concatenate([p.poses for p in everything]))
+        now, base = len(self._history), self._base
+        if history is not None:
+            base = max((at for at in (*self._snapshots, now) if at <= now - history), default=base)
+        snapshot = None if base == 0 else self._snapshot() if base == now else self._snapshots[base]
+        recallable = snapshot.recallable if base else frozenset()
+        held = [i for i in (*self._held, *range(self._base, now)) if i >= base or not recallable.isdisjoint(self._latent_frames(i))]
+        known = [self._start, *(self._history[i] for i in held)]
+        tensors = {f"memory.{k}": v for k, v in self._memory.state_dict().items()}
+        if base:
+            tensors |= {f"decoder.{k}": v for k, v in pack(snapshot.decoder_state).items()}
+            shared = {id(v) for v in tensors.values()}  # what a memory keeps aside is the same now and then
+            tensors |= {f"base.memory.{k}": v for k, v in snapshot.memory.items() if id(v) not in shared} if base < now else {}
+        tensors["latents"] = torch.cat([p.latents for p in known], dim=2)
+        tensors["poses"] = torch.from_numpy(np.concatenate([p.poses for p in known]))
+        tensors["actions"] = torch.from_numpy(self.actions)
+        if base:
+            tensors["base_frame"] = torch.from_numpy(snapshot.last_frame)
+        tensors["held"] = torch.tensor(held, dtype=torch.int64)
         prompts = [p.prompt for p in self._history]
         meta = {
-            "format": FILE_FORMAT, "model": self.model.fingerprint, "seed": self.seed, "prompt": self._prompt,
+            "format": FILE_FORMAT, "model": self.model.fingerprint, "seed": self.seed, "prompt": self._prompt, "base": base,
             "memory": self.model.config.memory.policy, "start_prompt": self._start.prompt,
             "prompts": [(i, p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1]],
         }  # fmt: skip
-        part = path.with_name(path.name + ".part")
-        try:
-            save_file({k: v.cpu() for k, v in tensors.items()}, part, metadata={"world": json.dumps(meta)})
-            os.replace(part, path)
-        except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
-            raise WorldError(f"The world could not be saved to {path}: {error}") from error
+        return WorldState(tensors, meta, note or {})
+
+    def save(self, path: str | Path, history: int | None = None) -> None:
+        """Write the world to a file, whole or not at all: a full disk or a crash loses nothing that was there. As `state`."""
+        self.state(history).save(path)
+
+    @classmethod
+    def load(cls, model: WorldModel, path: str | Path, history: int | None = HISTORY) -> World:
+        """The world in a file; the frames that follow equal those that would have followed before it was saved."""
+        return cls.from_state(model, WorldState.load(path, model), history)
 
     @classmethod
     @torch.no_grad()
-    def load(cls, model: WorldModel, path: str | Path) -> World:
-        """The world in a file; the frames that follow equal those that would have followed before it was saved."""
-        try:
-            with safe_open(str(path), "pt") as f:
-                meta = json.loads((f.metadata() or {})["world"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise WorldError(f"{path} is not a readable world file ({type(error).__name__}).") from error
-        if meta.get("format") != FILE_FORMAT:
-            raise WorldError(f"{path} has world format {meta.get('format')!r}; this version reads format {FILE_FORMAT}.")
-        if meta["model"] != model.fingerprint:
-            raise WorldError(f"{path} was made by another model ({meta['model']}, not {model.fingerprint}); load that model first.")
-        policy = meta.get("memory", "relic")
-        if policy != model.config.memory.policy:
-            raise WorldError(f"{path} has a memory of policy {policy!r}, this model one of {model.config.memory.policy!r}.")
+    def from_state(cls, model: WorldModel, state: WorldState, history: int | None = HISTORY) -> World:
+        """The world of which `state` was taken, with its own `history` from now on."""
         chunk, frames = model.config.chunk, model.chunk_frames
-        latents = tensors["latents"].to(model.device)
-        world = cls(model, meta["start_prompt"], meta["seed"], latents[:, :, :1])
-        prompts = dict(meta["prompts"])
-        current = meta["start_prompt"]
-        state: Any = None
-        for i in range(-1, (latents.shape[2] - 1) // chunk):
-            piece = latents[:, :, :1] if i < 0 else latents[:, :, 1 + i * chunk : 1 + (i + 1) * chunk]
-            if i >= 0:
-                rows = slice(1 + i * frames, 1 + (i + 1) * frames)
-                current = prompts.get(i, current)
-                world._history.append(_Past(piece, tensors["actions"][rows].numpy(), tensors["poses"][rows].numpy(), current, state))
-            state = model.autoencoder.advance(piece, state)
-        world._decoder_state, world._prompt = state, meta["prompt"]
-        world._memory.load_state_dict({k.removeprefix("memory."): v for k, v in tensors.items() if k.startswith("memory.")})
+        tensors, meta, base = state.tensors, state.meta, state.meta["base"]
+        latents, poses, actions = tensors["latents"].to(model.device), tensors["poses"].numpy(), tensors["actions"].numpy()
+        world = cls(model, meta["start_prompt"], meta["seed"], latents[:, :, :1], history)
+        prompts, prompt = dict(meta["prompts"]), meta["start_prompt"]
+        for i in range((len(actions) - 1) // frames):
+            prompt = prompts.get(i, prompt)
+            world._history.append(Past(None, actions[1 + i * frames : 1 + (i + 1) * frames], None, prompt))
+        for k, i in enumerate(tensors["held"].tolist()):
+            known = latents[:, :, 1 + k * chunk : 1 + (k + 1) * chunk], poses[1 + k * frames : 1 + (k + 1) * frames]
+            world._history[i] = replace(world._history[i], latents=known[0].clone(), poses=known[1])
+        world._start = replace(world._start, latents=world._start.latents.clone())  # else all of them would live as long as it
+        world._held = [i for i in tensors["held"].tolist() if i < base]
+        world._base, world._prompt = base, meta["prompt"]
+        if base:
+            world._memory.load_state_dict(state.part("memory") | state.part("base.memory"))
+            world._decoder_state = unpack(state.part("decoder"), model.device)
+            world.last_frame = tensors["base_frame"].numpy()
+            if history != 0:
+                world._snapshots[base] = world._snapshot()
+        else:
+            world._decoder_state = model.autoencoder.advance(world._start.latents)
+        world._memory.load_state_dict(state.part("memory"))
+        world._decode_from(base)
         return world
+
+    # -- for `worldmodel.batch`: a step in pieces ----------------------------------------------------------------------------
+    @property
+    def memory(self) -> CompressedMemory:
+        return self._memory
+
+    @property
+    def decoder_state(self) -> Any:
+        return self._decoder_state
+
+    @property
+    def pending(self) -> Past | None:
+        """The chunk that was made and is not in the memory yet."""
+        return self._pending
+
+    @property
+    def latents_finalized(self) -> int:
+        """Latent frames that the memory has seen when nothing is pending."""
+        return 1 + len(self._history) * self.model.config.chunk
+
+    def plan(self, actions: Action | Iterable[Action] | np.ndarray | str) -> Plan:
+        """What the next chunk is made from; nothing is pending."""
+        per_frame = self._frames_of(actions)
+        poses = integrate(per_frame, start=self.pose)
+        look(self._memory, poses, self.model.config.chunk)
+        noise, generator = self._noise(self.index, self.model.config.chunk)
+        return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(poses))
+
+    def accept(self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any) -> Chunk:
+        """The next chunk was made: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]."""
+        chunk = Chunk(frames, poses.astype(np.float32), actions, self.index)
+        self._decoder_state, self._pending = decoder_state, Past(latents, actions, poses, self._prompt)
+        self.last_frame = frames[-1]
+        return chunk
+
+    def settle(self) -> None:
+        """The pending chunk is in the memory now."""
+        self._history.append(self._pending)
+        self._pending = None
+        if len(self._history) % SNAPSHOT_EVERY == 0 and self._limit != 0:
+            self._snapshots[len(self._history)] = self._snapshot()
+            self._thin_snapshots()
+        self._let_go()
+
+    def text_context(self, prompt: str | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Cross-attention keys and values of each block under `prompt`, or the present one."""
+        prompt = self._prompt if prompt is None else prompt
+        if self._text_of != prompt:
+            self._text, self._text_of = self.model.encode_prompt(prompt), prompt
+        return self._text
 
     # -- inside ------------------------------------------------------------------------------------------------------------
     def _frames_of(self, actions: Action | Iterable[Action] | np.ndarray | str) -> np.ndarray:
@@ -322,22 +355,13 @@ class World:
             raise ActionError(f"A chunk takes 1 to {n} actions, got {len(wanted)}; use stream for longer sequences.")
         return to_array([*wanted, *[wanted[-1]] * (n - len(wanted))])
 
-    def _noise(self, chunk: int, latents: int) -> Tensor:
-        """Noise of a chunk: it depends on the seed and the chunk's number only, so going back needs no saved state."""
+    def _noise(self, chunk: int, latents: int) -> tuple[Tensor, torch.Generator]:
+        """Noise of a chunk, and where a stochastic sampler draws more: both depend on the seed and the chunk's number only, so
+        going back needs no saved state.
+        """
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + chunk + 1) & 0x7FFF_FFFF_FFFF_FFFF)
         c, h, w = self.model.latent_shape
-        return torch.randn(1, c, latents, h, w, generator=generator).to(self.model.device, self.model.dtype)
-
-    def _camera(self, actions: np.ndarray, poses: np.ndarray) -> tuple[Tensor, Tensor]:
-        to = dict(device=self.model.device, dtype=self.model.dtype)
-        return self.model.transformer.encode_camera(
-            torch.from_numpy(actions)[None].to(**to), torch.from_numpy(pose_code(poses))[None].to(**to)
-        )
-
-    def _look(self, poses: np.ndarray, latents: int) -> None:
-        """Tell the memory where the camera is in the chunk that comes next, poses [F, 4, 4]."""
-        stride = len(poses) // latents
-        self._memory.look(torch.from_numpy(pose_code(poses[stride - 1 :: stride]))[None])
+        return torch.randn(1, c, latents, h, w, generator=generator).to(self.model.device, self.model.dtype), generator
 
     def _view(self, poses: np.ndarray) -> CameraView | None:
         """Remembered pictures as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
@@ -345,36 +369,58 @@ class World:
         if not config.view_focal:
             return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        everything = [self._start, *self._history]
+        known = []
+        for i in self._memory.remembered():
+            past, k = (self._history[(i - 1) // chunk], (i - 1) % chunk) if i else (self._start, 0)  # the start is a chunk of its own
+            known.append(past.latent_frame(k))
+        latents, ends = zip(*known, strict=True)
         index = torch.tensor(self._memory.remembered())
-        places = [divmod(i - 1, chunk) if i else (-1, 0) for i in index.tolist()]  # the start picture is a chunk of its own
-        latents, ends = zip(*(everything[i + 1].latent_frame(k) for i, k in places), strict=True)
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
         return next_view(self.model.autoencoder, torch.cat(latents, 2), here, there, index, config.view_pictures, config.view_focal)
 
-    def _text_context(self, prompt: str | None = None) -> list[tuple[Tensor, Tensor]]:
-        prompt = self._prompt if prompt is None else prompt
-        if self._text_of != prompt:
-            self._text, self._text_of = self.model.encode_prompt(prompt), prompt
-        return self._text
+    def _write(self, past: Past) -> None:
+        write_together(self.model, [self._memory], [past], [self.text_context(past.prompt)])
 
     @torch.no_grad()
-    def _write(self, past: _Past) -> None:
-        self._look(past.poses, past.latents.shape[2])
-        clean = torch.zeros(1, device=self.model.device)
-        self.model.transformer(
-            past.latents,
-            clean,
-            self._text_context(past.prompt),
-            camera=self._camera(past.actions, past.poses),
-            memory=self._memory,
-            write=True,
-        )
+    def _decode_from(self, chunk: int) -> None:
+        """The decoder's state and the last frame, from those before `chunk` on."""
+        for past in self._history[chunk:-1]:
+            self._decoder_state = self.model.autoencoder.advance(past.latents, self._decoder_state)
+        if self._history[chunk:]:
+            video, self._decoder_state = self.model.autoencoder.decode_chunk(self._history[-1].latents, self._decoder_state)
+            self.last_frame = self.model.to_frames(video)[-1]
+
+    def _snapshot(self) -> _Snapshot:
+        return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame)
 
     def _thin_snapshots(self) -> None:
         """Keep few snapshots: the older, the sparser. A rewind to between two replays the chunks from the one before."""
-        while len(self._snapshots) > MAX_SNAPSHOTS:
-            at = sorted(self._snapshots)
+        at = [a for a in sorted(self._snapshots) if a > self._base]
+        while len(at) > MAX_SNAPSHOTS:
             age = {a: at[-1] - a + SNAPSHOT_EVERY for a in at}
-            gaps = {b: (c - a) / age[b] for a, b, c in zip([0, *at[:-2]], at[:-1], at[1:], strict=True)}
-            del self._snapshots[min(gaps, key=gaps.get)]
+            gaps = {b: (c - a) / age[b] for a, b, c in zip([self._base, *at[:-2]], at[:-1], at[1:], strict=True)}
+            out = min(gaps, key=gaps.get)
+            del self._snapshots[out]
+            at.remove(out)
+
+    def _let_go(self) -> None:
+        """Drop the latents of chunks to which one cannot go back any more, unless the memory still refers to them."""
+        now = len(self._history)
+        if self._limit is None:
+            return
+        base = now if self._limit == 0 else max((at for at in self._snapshots if at <= now - self._limit), default=0)
+        if base <= self._base:
+            return
+        recallable = frozenset(self._memory.recallable()) if self._limit == 0 else self._snapshots[base].recallable
+        candidates, self._held = [*self._held, *range(self._base, base)], []
+        for i in candidates:
+            if recallable.isdisjoint(self._latent_frames(i)):
+                self._history[i] = replace(self._history[i], latents=None, poses=None)
+            else:
+                self._held.append(i)
+        self._base = base
+        self._snapshots = {at: s for at, s in self._snapshots.items() if at >= base}
+
+    def _latent_frames(self, chunk: int) -> range:
+        """Numbers of the latent frames of a chunk; the start picture's is 0."""
+        return range(1 + chunk * self.model.config.chunk, 1 + (chunk + 1) * self.model.config.chunk)

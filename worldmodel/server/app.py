@@ -45,7 +45,7 @@ UVICORN_OPTIONS = {
 
 
 def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
-    """Application that lets one visitor at a time walk through worlds of `model`."""
+    """Application that lets visitors walk through worlds of `model`, `ServerSettings.worlds` at once."""
     settings = settings or ServerSettings()
     uploads = Uploads(settings.uploads_kept)
     lobby = Lobby(model, settings, uploads.get)

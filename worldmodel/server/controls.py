@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from worldmodel.actions import ACTION_NAMES, KEY_BINDINGS, ROTATION_UNIT_DEG, STATIC, Action
@@ -18,9 +20,12 @@ def _opposite(name: str) -> str:
 
 
 class Controls:
-    """Held keys and pending mouse look of one person; `update` on every message, `latch` at the start of every chunk."""
+    """Held keys and pending mouse look of one person; `update` on every message, `latch` at the start of every chunk, which may be in
+    another thread.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.seq = 0
         self.held: frozenset[str] = frozenset()
         self._tapped: dict[str, None] = {}  # in order of pressing
@@ -28,18 +33,20 @@ class Controls:
 
     def update(self, seq: int, keys: list[str], look: tuple[float, float] = (0.0, 0.0)) -> None:
         """The newest message: everything that is held, and degrees the view was turned since the message before."""
-        for key in keys:
-            if key not in self.held:
-                self._tapped.pop(key, None)
-                self._tapped[key] = None
-        self.held, self.seq = frozenset(keys), seq
-        self._look_deg += look
+        with self._lock:
+            for key in keys:
+                if key not in self.held:
+                    self._tapped.pop(key, None)
+                    self._tapped[key] = None
+            self.held, self.seq = frozenset(keys), seq
+            self._look_deg += look
 
     def release(self) -> None:
         """Nothing is held any more (the connection is gone)."""
-        self.held = frozenset()
-        self._tapped.clear()
-        self._look_deg[:] = 0
+        with self._lock:
+            self.held = frozenset()
+            self._tapped.clear()
+            self._look_deg[:] = 0
 
     @property
     def active(self) -> bool:
@@ -53,16 +60,16 @@ class Controls:
         says the opposite. Mouse look is spread evenly over the frames, at most `MAX_LOOK` a frame; what is beyond waits
         for the next chunk, and what is beyond that is dropped.
         """
-        names = {KEY_BINDINGS[key] for key in self.held}
-        for key in reversed(self._tapped):
-            name = KEY_BINDINGS[key]
-            if key not in self.held and _opposite(name) not in names:
-                names.add(name)
-        self._tapped.clear()
-
         budget = MAX_LOOK * ROTATION_UNIT_DEG * frames
-        look = np.clip(self._look_deg, -budget, budget)
-        self._look_deg = np.clip(self._look_deg - look, -budget, budget)
+        with self._lock:
+            names = {KEY_BINDINGS[key] for key in self.held}
+            for key in reversed(self._tapped):
+                name = KEY_BINDINGS[key]
+                if key not in self.held and _opposite(name) not in names:
+                    names.add(name)
+            self._tapped.clear()
+            look = np.clip(self._look_deg, -budget, budget)
+            self._look_deg = np.clip(self._look_deg - look, -budget, budget)
         right, down = look / (ROTATION_UNIT_DEG * frames)
 
         vector = np.asarray(Action.from_names(names, speed).magnitudes)

@@ -1,4 +1,4 @@
-"""Who may walk: one visitor at a time, with a place kept for a while for one whose connection dropped."""
+"""Who may walk: as many visitors at once as there are places, and a place kept for a while for one whose connection dropped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from worldmodel.admission import Admission, AdmissionConfig, Refused, Ticket
+from worldmodel.engine import Engine, EngineConfig, EngineFull
 from worldmodel.server import protocol as p
 from worldmodel.server.session import Connection, Session
 from worldmodel.server.settings import ServerSettings
@@ -20,84 +22,140 @@ log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """The place is taken; ask again after `retry_after_s`."""
+    """There is no place; ask again after `retry_after_s`."""
 
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__("Someone else is walking here; try again in a moment.")
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
+@dataclass(eq=False)
+class _Visit:
+    """A session and its place."""
+
+    session: Session
+    ticket: Ticket
+    task: asyncio.Task | None = None
+    expiry: asyncio.TimerHandle | None = None
+
+
 class Lobby:
-    """Owns the model's thread and the one session that there may be."""
+    """Owns the engine and the sessions. Nobody who walks within the limits has to go for a newcomer."""
 
     def __init__(self, model: Any, settings: ServerSettings, find_image: Callable[[str], np.ndarray | None]) -> None:
-        self._model, self._settings, self._find_image = model, settings, find_image
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._session: Session | None = None
-        self._task: asyncio.Task | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._settings, self._find_image = settings, find_image
+        self._autosave = None
+        if settings.autosave is not None:
+            from worldmodel.autosave import Autosave  # with torch, which a server of doubles does without
+
+            self._autosave = Autosave(settings.autosave)
+        self.engine = Engine(model, EngineConfig(worlds=settings.worlds), self._autosave)
+        self.admission = Admission(
+            AdmissionConfig(settings.worlds, time_limit_s=settings.time_limit_s, idle_s=settings.idle_s, retry_s=settings.busy_retry_s)
+        )
+        self._visits: list[_Visit] = []
+        self._leaving: dict[asyncio.Task, str] = {}  # worlds that are being saved or forgotten, by the token of their session
         self._lock = asyncio.Lock()
 
     @property
     def occupied(self) -> bool:
-        return self._session is not None
+        """Whether a newcomer would be refused."""
+        return self.admission.full
 
     async def enter(self, hello: p.Hello, connection: Connection) -> Session:
-        """The visitor's session, new or resumed, attached to `connection`. Raises `Busy` when somebody else is here."""
+        """The visitor's session, new or resumed, attached to `connection`. Raises `Busy` when there is no place."""
         async with self._lock:
-            session = self._session
-            if session is not None and not (hello.resume and secrets.compare_digest(hello.resume.encode(), session.token.encode())):
-                if session.connection is not None and time.monotonic() - session.touched > self._settings.idle_s:
-                    await session.end("idle", p.CloseCode.IDLE)
-                    self._free(session)
-                else:
-                    raise Busy(self._retry_after())
-            if self._session is None:
-                self._session = Session(self._model, self._settings, self._thread, self._find_image)
-                self._task = asyncio.create_task(self._run(self._session))
-            session = self._session
-            self._keep()
-            await session.attach(connection, hello)
-            return session
+            visit = self._find(hello.resume)
+            if visit is None:
+                ticket = await self._admit()
+                saved = None
+                if hello.resume and self._autosave is not None:
+                    await asyncio.gather(*(task for task, token in self._leaving.items() if token == hello.resume))
+                    saved = await asyncio.to_thread(self._autosave.load, hello.resume, self.engine.model)
+                token = hello.resume if saved is not None else None
+                visit = _Visit(Session(self.engine, self._settings, self._find_image, token, saved), ticket)
+                self._visits.append(visit)
+                visit.task = asyncio.create_task(self._run(visit))
+            self._keep(visit)
+            await visit.session.attach(connection, hello)
+            return visit.session
 
     def leave(self, session: Session, connection: Connection, for_good: bool) -> None:
         """The connection closed. The place is kept for the grace period, or freed at once when the visitor said bye."""
-        if not session.detach(connection) or session is not self._session:
+        visit = next((v for v in self._visits if v.session is session), None)
+        if not session.detach(connection) or visit is None:
             return
         if for_good:
-            self._free(session)
+            self._free(visit, keep=False)
         else:
-            self._expiry = asyncio.get_running_loop().call_later(self._settings.grace_s, self._free, session)
+            visit.expiry = asyncio.get_running_loop().call_later(self._settings.grace_s, self._free, visit)
 
     async def close(self) -> None:
-        """End the walk because the server stops."""
-        if self._session is not None:
-            await self._session.end("shutdown", 1012)
-            self._free(self._session)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End all walks because the server stops."""
+        visits = list(self._visits)
+        await asyncio.gather(*(visit.session.end("shutdown", 1012) for visit in visits))
+        for visit in visits:
+            self._free(visit)
+        await asyncio.gather(*self._leaving)
+        await asyncio.to_thread(self.engine.stop)
 
-    def _retry_after(self) -> float:
-        if self._expiry is not None:
-            return max(0.5, round(self._expiry.when() - asyncio.get_running_loop().time() + 0.5, 1))
-        return self._settings.busy_retry_s
+    def _find(self, token: str | None) -> _Visit | None:
+        if not token:
+            return None
+        return next((v for v in self._visits if secrets.compare_digest(token.encode(), v.session.token.encode())), None)
 
-    def _keep(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-
-    def _free(self, session: Session) -> None:
-        if session is not self._session:
-            return
-        self._keep()
-        self._session = None
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _run(self, session: Session) -> None:
+    async def _admit(self) -> Ticket:
+        now = time.monotonic()
+        self.admission.places = min(self._settings.worlds, self.engine.room)  # less when memory ran out
         try:
-            await session.run()
+            return self.admission.ask(now)
+        except Refused:
+            visit = self._overdue(now)
+            if visit is None:
+                raise Busy(*self._refusal()) from None
+        await visit.session.end("idle", p.CloseCode.IDLE)
+        self._free(visit)
+        return self.admission.ask(time.monotonic())
+
+    def _overdue(self, now: float) -> _Visit | None:
+        """Who makes room for a newcomer: who is here and touches nothing, or has walked long enough."""
+        for visit in self._visits:
+            self.admission.touch(visit.ticket, visit.session.touched if visit.session.connection is not None else now)
+        tickets = [ticket for ticket, _ in self.admission.overdue(now, waiting=1)]
+        return next((v for v in self._visits if v.ticket in tickets), None)
+
+    def _refusal(self) -> tuple[str, float]:
+        one = self._settings.worlds == 1
+        message = "Someone else is walking here; try again in a moment." if one else "All places are taken; try again in a moment."
+        ends = [visit.expiry.when() for visit in self._visits if visit.expiry is not None]
+        if not ends:
+            return message, self._settings.busy_retry_s
+        return message, max(0.5, round(min(ends) - asyncio.get_running_loop().time() + 0.5, 1))
+
+    @staticmethod
+    def _keep(visit: _Visit) -> None:
+        if visit.expiry is not None:
+            visit.expiry.cancel()
+            visit.expiry = None
+
+    def _free(self, visit: _Visit, keep: bool = True) -> None:
+        if visit not in self._visits:
+            return
+        self._keep(visit)
+        self._visits.remove(visit)
+        self.admission.leave(visit.ticket, time.monotonic())
+        if visit.task is not None:
+            visit.task.cancel()
+        leaving = asyncio.create_task(visit.session.release(keep))
+        self._leaving[leaving] = visit.session.token
+        leaving.add_done_callback(self._leaving.pop)
+
+    async def _run(self, visit: _Visit) -> None:
+        try:
+            await visit.session.run()
+        except* EngineFull:
+            self._free(visit)
         except* Exception as failures:
             for failure in failures.exceptions:
                 log.error("A walk ended by an error.", exc_info=failure)
-            self._free(session)
+            self._free(visit)

@@ -1,19 +1,23 @@
 """One person's walk: held keys in, paced frames out, one world.
 
-Three tasks share the event loop and never block it: `_step_loop` starts a chunk in the model's thread just in time, with
-the keys held at that moment; `_send_loop` encodes a frame when it is due and the client has credit for it; `_stats_loop`
-reports once a second. A session outlives its connection: a client that comes back with the token goes on in the world.
+Three tasks share the event loop and never block it: `_step_loop` asks the engine for a chunk just in time, made with
+the keys held at the moment when it starts; `_send_loop` encodes a frame when it is due and the client has credit for it; `_stats_loop`
+reports once a second. A session outlives its connection: a client that comes back with the token goes on in the world. With autosave
+the world outlives the session too, and even the server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +25,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from worldmodel.engine import Engine, EngineFull, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server.controls import Controls
@@ -28,6 +33,7 @@ from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
 _SEND_MARGIN_S = 0.005  # encoding and hand-over, on top of the model's step
+_RESUMED_FRAMES = 10_000  # more than are sent between two saves: frame numbers never go back
 
 
 class Connection(Protocol):
@@ -48,6 +54,15 @@ class Origin:
     gallery: str | None = None
     image: str | None = None
 
+    @cached_property
+    def png(self) -> str | None:
+        """An uploaded picture, for a note beside the saved world; gallery pictures are found by name."""
+        if not isinstance(self.picture, Image.Image):
+            return None
+        out = io.BytesIO()
+        self.picture.save(out, "PNG")
+        return base64.b64encode(out.getvalue()).decode()
+
 
 @dataclass(frozen=True)
 class _Frame:
@@ -61,28 +76,32 @@ class Session:
     """State of one visitor.
 
     Args:
-        model: A `WorldModel` (or anything with its face).
-        model_thread: The one thread in which the model may run.
+        engine: Steps the worlds of its `model`, a `WorldModel` (or anything with its face).
         find_image: Upload id -> uint8 [H, W, 3], or None when it is unknown.
+        token: With it the visitor comes back; a new one by default.
+        saved: The `WorldState` of an earlier session with this token, to go on in.
     """
 
     def __init__(
         self,
-        model: Any,
+        engine: Engine,
         settings: ServerSettings,
-        model_thread: Executor,
         find_image: Callable[[str], np.ndarray | None],
+        token: str | None = None,
+        saved: Any = None,
     ) -> None:
-        self.id, self.token = secrets.token_hex(4), secrets.token_urlsafe(18)
+        model = engine.model
+        self.id, self.token = secrets.token_hex(4), token or secrets.token_urlsafe(18)
         self.touched = time.monotonic()  # last time the visitor did something
         self.connection: Connection | None = None
-        self._model, self._settings, self._thread, self._find_image = model, settings, model_thread, find_image
+        self._model, self._engine, self._settings, self._find_image = model, engine, settings, find_image
         self._rests = settings.rest_when_still and getattr(model, "static_scenes", False)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._changed = asyncio.Event()
         self._born = time.monotonic()
 
-        self._world: Any = None
+        self._seat: Seat | None = None
+        self._opening: Future | None = None
         first = next(iter(model.gallery), None)
         self._origin = self._from_gallery(first) if first else Origin(None, "", 0)
         self._reset: Origin | None = self._origin
@@ -100,12 +119,15 @@ class Session:
         self._background: set[asyncio.Task] = set()
         self._sent_since = self._dropped = 0
         self._encode_s = self._ack_s = 0.0
+        self._saved = saved
+        if saved is not None:
+            self._recall(saved.note, saved.meta)
 
     # ---- the visitor comes, speaks, and goes --------------------------------------------------------------------------
 
     async def attach(self, connection: Connection, hello: p.Hello) -> None:
         """Stream to `connection` from now on; an older one is told that it was replaced."""
-        resumed, old = self._world is not None, self.connection
+        resumed, old = self._seat is not None or self._saved is not None, self.connection
         self.connection = None
         if old is not None:
             self._in_background(_dismiss(old, p.End(reason="replaced"), p.CloseCode.REPLACED))
@@ -176,14 +198,28 @@ class Session:
             async with asyncio.TaskGroup() as group:
                 for loop in (self._step_loop, self._send_loop, self._stats_loop):
                     group.create_task(loop(), name=f"session-{self.id}-{loop.__name__}")
+        except* EngineFull as full:
+            refusal = p.Error(code="busy", message=str(full.exceptions[0]), retry_after_s=self._settings.busy_retry_s)
+            await self._hang_up(refusal, p.CloseCode.BUSY)
+            raise
         except* Exception:
-            connection, self.connection = self.connection, None
-            if connection is not None:
-                error = p.Error(code="engine", message="The model failed; the server's log says why.")
-                await _dismiss(connection, error, p.CloseCode.ENGINE)
+            await self._hang_up(p.Error(code="engine", message="The model failed; the server's log says why."), p.CloseCode.ENGINE)
             raise
         finally:
             self._encoder.shutdown(wait=False)
+
+    async def release(self, keep: bool) -> None:
+        """Give the world's seat back; it is saved, if worlds are, or with `keep` false forgotten. Returns when that is done."""
+        if self._seat is None and self._opening is not None:
+            await asyncio.wait([asyncio.wrap_future(self._opening)])
+            self._seat = None if self._opening.exception() else self._opening.result()
+        if self._seat is not None:
+            await asyncio.wrap_future(self._engine.close(self._seat, keep))
+
+    async def _hang_up(self, message: p.ServerMessage, code: p.CloseCode) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await _dismiss(connection, message, code)
 
     # ---- worlds -------------------------------------------------------------------------------------------------------
 
@@ -214,24 +250,61 @@ class Session:
         self._queue.clear()
 
     async def _begin_world(self, origin: Origin) -> None:
+        saved, self._saved = self._saved, None
         before = self._origin, self._prompt
-        self._origin, self._prompt, self._new_prompt = origin, origin.prompt, None
+        if saved is None:
+            self._origin, self._prompt, self._new_prompt = origin, origin.prompt, None
         await self._send(self._state(loading=True))
         try:
-            world = await self._in_model_thread(self._model.start, origin.picture, prompt=origin.prompt, seed=origin.seed)
+            if saved is not None:
+                world = await self._seated(lambda: self._model.resume_world(saved, history=self._settings.history))
+            else:
+                start = dict(prompt=origin.prompt, seed=origin.seed, history=self._settings.history)
+                world = await self._seated(lambda: self._model.start(origin.picture, **start))
         except ImageError as error:
             self._origin, self._prompt = before
             await self._send(p.Error(code="image", message=str(error)))
+        except EngineFull as error:
+            if self._seat is None:
+                raise
+            self._origin, self._prompt = before  # the old world is still there
+            await self._send(p.Error(code="busy", message=str(error), retry_after_s=self._settings.busy_retry_s))
         else:
             if self._reset is None:
-                self._world = world
-                self._queue.append(_Frame(world.first_frame, 0, self._controls.seq, p.Flags.KEY | p.Flags.RESET))
+                frame = world.first_frame if saved is None else world.last_frame
+                self._queue.append(_Frame(frame, 0, self._controls.seq, p.Flags.KEY | p.Flags.RESET))
                 self._clock.skip_to(time.monotonic())
         await self._send(self._state(loading=self._reset is not None))
 
+    async def _seated(self, make: Callable[[], Any]) -> Any:
+        """The world that `make` gives, in this session's seat."""
+        if self._seat is not None:
+            return await asyncio.wrap_future(self._engine.replace(self._seat, make))
+        self._opening = self._engine.open(make, token=self.token, note=self._note)
+        self._seat = await asyncio.wrap_future(self._opening)
+        return self._seat.world
+
+    def _note(self) -> dict[str, Any]:
+        """What is saved beside the world, called in the engine's thread."""
+        o = self._origin
+        return {
+            "gallery": o.gallery, "image": o.image, "png": o.png, "prompt": o.prompt, "seed": o.seed,
+            "speed": self._speed, "frame": self._frame,
+        }  # fmt: skip
+
+    def _recall(self, note: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Go on from `_note`."""
+        entry = next((e for e in self._model.gallery if e.name == note.get("gallery")), None)
+        picture = Path(entry.image_path) if entry else None
+        if note.get("png"):
+            picture = Image.open(io.BytesIO(base64.b64decode(note["png"]))).convert("RGB")
+        self._origin = self._reset = Origin(picture, note.get("prompt", ""), note.get("seed", 0), note.get("gallery"), note.get("image"))
+        self._prompt, self._speed = meta["prompt"], note.get("speed", 1.0)
+        self._frame = note.get("frame", 0) + _RESUMED_FRAMES
+
     def _state(self, loading: bool | None = None) -> p.WorldState:
         o = self._origin
-        loading = self._world is None or self._reset is not None if loading is None else loading
+        loading = self._seat is None or self._reset is not None if loading is None else loading
         return p.WorldState(
             gallery=o.gallery, image=o.image, prompt=self._prompt, seed=o.seed, speed=self._speed, paused=self._paused, loading=loading
         )
@@ -246,25 +319,39 @@ class Session:
                 await self._begin_world(origin)
                 self._changed.set()
                 continue
-            frames = self._model.chunk_frames
-            wait = self._clock.start_by(len(self._queue), self._until_frames.cautious + _SEND_MARGIN_S) - time.monotonic()
-            if wait > 0:
-                await self._until(lambda: self._reset is not None, timeout=wait)
-                continue
-            world, epoch, controls = self._world, self._epoch, self._controls
-            seq, actions = controls.seq, controls.latch(frames, self._speed)
-            prompt, self._new_prompt = self._new_prompt, None
-            begun = time.monotonic()
-            chunk = await self._in_model_thread(_generate, world, actions, prompt)
-            self._until_frames.update(time.monotonic() - begun)
+            due = self._clock.start_by(len(self._queue), self._until_frames.cautious + _SEND_MARGIN_S)
+            await self._play_chunk(max(due, time.monotonic()))
+
+    async def _play_chunk(self, due: float) -> None:
+        """One chunk, started when it is `due`, unless the visitor resets, pauses or goes before that."""
+        world, epoch, controls, seq = self._seat.world, self._epoch, self._controls, 0
+
+        def latch() -> list:  # in the engine's thread, when the chunk starts
+            nonlocal seq
+            seq, prompt, self._new_prompt = controls.seq, self._new_prompt, None
+            if prompt is not None:
+                world.prompt = prompt
+            return controls.latch(self._model.chunk_frames, self._speed)
+
+        step = self._engine.step(self._seat, latch, due)
+        made, done = asyncio.wrap_future(step.chunk), asyncio.wrap_future(step.done)
+        made.add_done_callback(lambda _: self._changed.set())
+        try:
+            await self._until(lambda: made.done() or self._reset is not None or not self._may_step())
+            if not made.done() and self._engine.cancel(step):
+                return
+            chunk = await made
+            self._until_frames.update(time.monotonic() - due)
             if epoch == self._epoch:
                 self._enqueue(chunk, seq if controls is self._controls else 0)
-            await self._in_model_thread(world.finalize)  # frames leave before the memory is written
-            self._step_time.update(time.monotonic() - begun)
-            self._clock.set_pace(self._step_time.typical, frames)
+            await done  # the memory is written after the frames have left
+        finally:
+            made.cancel(), done.cancel()  # nobody asks them any more
+        self._step_time.update(time.monotonic() - due)
+        self._clock.set_pace(self._step_time.typical, self._model.chunk_frames)
 
     def _may_step(self) -> bool:
-        awake = self.connection is not None and self._world is not None and not self._paused
+        awake = self.connection is not None and self._seat is not None and not self._paused
         if self._rests and not self._controls.active and self._new_prompt is None:
             return False  # nothing moves here but the camera: who stands still sees a still picture
         return awake and not self._credit.stalled(time.monotonic(), self._settings.stall_s)
@@ -355,19 +442,10 @@ class Session:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _in_model_thread(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
-
 
 async def _dismiss(connection: Connection, message: p.ServerMessage, code: p.CloseCode | int) -> None:
     await connection.send(message)
     await connection.close(code)
-
-
-def _generate(world: Any, actions: list, prompt: str | None) -> Any:
-    if prompt is not None:
-        world.prompt = prompt
-    return world.generate(actions)
 
 
 def _encode(pixels: np.ndarray, quality: int) -> bytes:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worldmodel.autosave import AutosaveConfig
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """Everything an operator may want to change. Times are seconds, sizes bytes."""
 
+    worlds: int = 1
+    """Visitors who walk at once, each in a world of their own; those that are due are stepped as one batch."""
+    time_limit_s: float = 0.0
+    """A visitor who has walked this long makes room, if somebody else is waiting; 0: no limit."""
+    history: int = 0
+    """Chunks that a world can go back at least. Going back costs memory: about 0.1 MB a chunk, and 20 MB for every 32 (`World`)."""
+    autosave: AutosaveConfig | None = None
+    """Where worlds are saved, so that a visitor goes on in theirs after the grace period or a restart of the server; None: nowhere."""
     window: int = 3
     """Frames that may be on their way without an acknowledgement; more only adds delay."""
     quality: int = 85
@@ -33,6 +45,8 @@ class ServerSettings:
     """Origins besides the server's own that may open a stream, for example ``https://example.org``."""
 
     def __post_init__(self) -> None:
+        if self.worlds < 1 or self.history < 0 or self.time_limit_s < 0:
+            raise ValueError(f"worlds is 1 or more, history and time_limit_s are 0 or more, got {self}.")
         if not 1 <= self.window <= 16:
             raise ValueError(f"window is 1 to 16 frames, got {self.window}.")
         if not 1 <= self.quality <= 95:

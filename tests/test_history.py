@@ -1,0 +1,138 @@
+"""How far one can go back is bounded, and what that costs too; nothing that follows changes."""
+
+import numpy as np
+import pytest
+import torch
+from small import picture, small_model
+from viewing import with_views
+
+import worldmodel.world as world_module
+from worldmodel.autoencoder import TinyAutoencoder
+from worldmodel.memory import MemoryConfig
+from worldmodel.world_file import WorldError, WorldState, pack, unpack
+
+SCRIPT = "w*8 left*24 w+d*8 .*4 r+up*12 right*24"
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
+
+
+def frames(chunks):
+    return np.concatenate([c.frames for c in chunks])
+
+
+def known(world):
+    return sum(p.latents is not None for p in world._history)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("policy", ["relic", "age", "retrieval", "visible"])
+def test_a_bounded_world_shows_the_same_and_goes_back_exactly(policy, chunk):
+    model = with_views(memory=MemoryConfig(2, horizon=7, policy=policy), chunk=chunk)
+    whole, bounded = (model.start(picture(), "a village", seed=2, history=h) for h in (None, 2))
+    first = list(whole.stream(SCRIPT))
+    assert np.array_equal(frames(bounded.stream(SCRIPT)), frames(first))
+    assert whole.reach == len(first) and 2 <= bounded.reach <= 2 + 3
+    assert np.array_equal(bounded.actions, whole.actions)
+    bounded.rewind(2)
+    assert np.array_equal(frames([bounded.step(c.actions) for c in first[-2:]]), frames(first[-2:]))
+    with pytest.raises(WorldError, match="keeps the last"):
+        bounded.rewind(7)
+    if policy != "retrieval":  # which may fetch anything
+        assert known(bounded) < known(whole)
+
+
+def test_an_hour_costs_no_more_than_the_limit():
+    """Beyond the limit and the horizon nothing grows but the log of actions."""
+    model = with_views(memory=MemoryConfig(2, horizon=7))
+    for history, most in ((0, 7), (4, 4 + 3 + 7)):
+        world, sizes = model.start(picture(), "a village", history=history), []
+        for k in range(66):
+            world.step(("w*4", "left*4")[k % 2])
+            sizes.append(world.num_bytes)
+            assert known(world) <= most
+        assert len(set(sizes[:-18])) > 1 and max(sizes[-36:]) <= max(sizes[:30])
+
+
+def test_without_history_one_cannot_go_back():
+    world = small_model().start(picture(), history=0)
+    chunk = world.generate("w*4")
+    with pytest.raises(WorldError, match="cannot go back 1"):
+        world.rewind(1)
+    assert world.reach == 0 and world.index == chunk.index + 1 and not world._snapshots
+    with pytest.raises(WorldError, match="history is a number"):
+        small_model().start(picture(), history=-1)
+
+
+@pytest.mark.parametrize("policy", ["relic", "retrieval", "visible"])
+@pytest.mark.parametrize("history", [None, 0, 4])
+def test_files_of_bounded_worlds(history, policy, tmp_path):
+    model = with_views(memory=MemoryConfig(2, horizon=7, policy=policy))
+    world = model.start(picture(), "a village", seed=2, history=5)
+    play = list(world.stream(SCRIPT))
+    world.prompt = "a desert"
+    world.save(tmp_path / "a.world", history=history)
+    loaded = model.load_world(tmp_path / "a.world")
+    assert loaded.index == world.index and loaded.prompt == "a desert" and np.array_equal(loaded.actions, world.actions)
+    assert (loaded.reach >= 4 if history != 0 else loaded.reach == 0) and loaded.reach <= world.reach
+    again, more = (frames(w.stream("w*12 left*4")) for w in (world, loaded))
+    assert np.array_equal(again, more)
+    for w in (world, loaded):
+        w.rewind(4 if history == 0 else 5)
+    assert np.array_equal(*(frames(w.stream("d*8")) for w in (world, loaded)))
+    loaded.save(tmp_path / "b.world")
+    third = model.load_world(tmp_path / "b.world", history=0)
+    assert np.array_equal(third.step("w*4").frames, loaded.step("w*4").frames) and len(play) == 20
+
+
+def test_a_file_without_history_is_the_smallest():
+    world = with_views().start(picture(), "a village", history=None)
+    list(world.stream(SCRIPT))
+    none, six, whole = world.state(history=0), world.state(history=6), world.state()
+    assert none.num_bytes < six.num_bytes
+    assert len(none.tensors["held"]) < len(six.tensors["held"]) < len(whole.tensors["held"]) == world.index
+
+
+def test_files_of_format_1_still_load(tmp_path):
+    model = with_views()
+    world = model.start(picture(), "a village", seed=2)
+    list(world.stream(SCRIPT))
+    state = world.state(note={"speed": 2})
+    old = {k: v for k, v in state.tensors.items() if k != "held"}
+    WorldState(old, {k: v for k, v in state.meta.items() if k != "base"} | {"format": 1}).save(tmp_path / "old.world")
+    loaded = model.load_world(tmp_path / "old.world")
+    assert np.array_equal(loaded.step("w*4").frames, world.step("w*4").frames)
+    WorldState(old, state.meta | {"format": 9}).save(tmp_path / "new.world")
+    with pytest.raises(WorldError, match="world format 9"):
+        model.load_world(tmp_path / "new.world")
+    state.save(tmp_path / "noted.world")
+    assert WorldState.load(tmp_path / "noted.world", model).note == {"speed": 2}
+
+
+def test_the_decoders_state_is_remade_on_the_way_back(monkeypatch):
+    """Of a decoder whose state depends on everything before, as a causal convolution's may."""
+
+    def decode_chunk(self, latents, state=None):
+        video, _ = original(self, latents, None if state is None else state[0])
+        total = latents.sum() if state is None else latents.sum() + state[1]
+        return video + 0.1 * torch.tanh(total), [(latents * self.latents_std + self.latents_mean)[:, :, -1], total, "Rep", None]
+
+    original = TinyAutoencoder.decode_chunk
+    monkeypatch.setattr(TinyAutoencoder, "decode_chunk", decode_chunk)
+    monkeypatch.setattr(TinyAutoencoder, "advance", lambda self, latents, state=None: self.decode_chunk(latents, state)[1])
+    model = small_model()
+    world = model.start(picture(), history=4)
+    first = list(world.stream(SCRIPT))
+    loaded = world.from_state(model, world.state(history=2))
+    for w in (world, loaded):
+        w.rewind(2)
+        assert np.array_equal(frames([w.step(c.actions) for c in first[-2:]]), frames(first[-2:]))
+
+
+def test_decoder_states_survive_a_file():
+    state = [torch.arange(3.0), None, "Rep", torch.zeros(2, 1)]
+    back = unpack(pack(state), torch.device("cpu"))
+    assert back[1] is None and back[2] == "Rep" and torch.equal(back[0], state[0]) and torch.equal(back[3], state[3])
+    assert unpack(pack(None), torch.device("cpu")) is None and torch.equal(unpack(pack(state[0]), torch.device("cpu")), state[0])

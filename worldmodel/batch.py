@@ -1,0 +1,135 @@
+"""Several worlds of one model stepped as one batch. One world alone is a batch of one.
+
+Linear layers, cross-attention, the camera view and the decoder take all worlds at once; self-attention takes each world's memory as it
+is, since memories differ in length (`bench` has what padding them to one length costs). Sums come out in another order than alone,
+so frames equal those of stepping alone within a grey level, not bit for bit.
+
+Nothing of a world has changed when `generate_together` fails, so it can be tried again with fewer worlds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.actions import Action
+from worldmodel.camera import pose_code
+from worldmodel.camera_view import CameraView
+from worldmodel.chunk import Chunk, Past
+from worldmodel.memory import CompressedMemory, together
+from worldmodel.sampling import denoise
+
+if TYPE_CHECKING:
+    from worldmodel.model import WorldModel
+    from worldmodel.world import World
+
+Text = list[tuple[Tensor, Tensor]]
+
+
+def step_together(worlds: Sequence[World], actions: Sequence[Action | Iterable[Action] | np.ndarray | str]) -> list[Chunk]:
+    """The next chunk of every world, each under its own actions; as `World.step`."""
+    chunks = generate_together(worlds, actions)
+    started = time.perf_counter()
+    finalize_together(worlds)
+    for chunk in chunks:
+        chunk.timings["memory"] = 1000 * (time.perf_counter() - started)
+    return chunks
+
+
+@torch.no_grad()
+def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterable[Action] | np.ndarray | str]) -> list[Chunk]:
+    """Make every world's next frames; memories are written by the next `finalize_together`, or by each world itself."""
+    model = _model_of(worlds)
+    finalize_together(worlds)
+    clock = [time.perf_counter()]
+    plans = [world.plan(wanted) for world, wanted in zip(worlds, actions, strict=True)]
+    camera = encode_camera(model, [p.actions for p in plans], [p.poses for p in plans])
+    memory, text = together([world.memory for world in worlds]), _join_text([p.text for p in plans])
+    view = _join_views([p.view for p in plans])
+    clock.append(time.perf_counter())
+    latents = denoise(
+        model.transformer, torch.cat([p.noise for p in plans]), text, camera, memory, model.config.sampler,
+        [p.generator for p in plans], view,
+    )  # fmt: skip
+    clock.append(time.perf_counter())
+    decoded = decode_together(model, latents, [world.decoder_state for world in worlds])
+    frames = [model.to_frames(video) for video, _ in decoded]
+    chunks = []
+    for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
+        chunks.append(world.accept(latents[i : i + 1].clone(), plan.actions, plan.poses, frames[i], decoded[i][1]))
+    clock.append(time.perf_counter())
+    for chunk in chunks:
+        chunk.timings.update(zip(("prepare", "denoise", "decode"), (1000 * float(d) for d in np.diff(clock)), strict=True))
+    return chunks
+
+
+@torch.no_grad()
+def finalize_together(worlds: Sequence[World]) -> None:
+    """Write every world's last chunk into its memory (the clean-context pass), where that is still to be done."""
+    due = [world for world in worlds if world.pending is not None]
+    unwritten = [world for world in due if world.memory.count == world.latents_finalized]
+    if unwritten:
+        texts = [world.text_context(world.pending.prompt) for world in unwritten]
+        write_together(_model_of(worlds), [world.memory for world in unwritten], [world.pending for world in unwritten], texts)
+    for world in due:
+        world.settle()
+
+
+@torch.no_grad()
+def write_together(model: WorldModel, memories: Sequence[CompressedMemory], pasts: Sequence[Past], texts: Sequence[Text]) -> None:
+    """The clean-context pass of one chunk each."""
+    for memory, past in zip(memories, pasts, strict=True):
+        look(memory, past.poses, past.latents.shape[2])
+    model.transformer(
+        torch.cat([past.latents for past in pasts]),
+        torch.zeros(len(pasts), device=model.device),
+        _join_text(texts),
+        camera=encode_camera(model, [past.actions for past in pasts], [past.poses for past in pasts]),
+        memory=together(memories),
+        write=True,
+    )
+
+
+def decode_together(model: WorldModel, latents: Tensor, states: Sequence[Any]) -> list[tuple[Tensor, Any]]:
+    """Video [1, 3, F, H, W] and the new decoder state of each of latents [B, C, t, h, w]."""
+    if len(states) > 1 and all(isinstance(state, Tensor) for state in states):
+        video, state = model.autoencoder.decode_chunk(latents, torch.cat(list(states)))
+        return list(zip(video.split(1), (x.clone() for x in state.split(1)), strict=True))
+    return [model.autoencoder.decode_chunk(own, state) for own, state in zip(latents.split(1), states, strict=True)]
+
+
+def encode_camera(model: WorldModel, actions: Sequence[np.ndarray], poses: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Action and pose codes [B, t, camera_dim] of actions [F, 13] and poses [F, 4, 4] of each world."""
+    to = dict(device=model.device, dtype=model.dtype)
+    codes = np.stack([pose_code(p) for p in poses])
+    return model.transformer.encode_camera(torch.from_numpy(np.stack(actions)).to(**to), torch.from_numpy(codes).to(**to))
+
+
+def look(memory: CompressedMemory, poses: np.ndarray, latents: int) -> None:
+    """Tell the memory where the camera is in the chunk that comes next, poses [F, 4, 4]."""
+    stride = len(poses) // latents
+    memory.look(torch.from_numpy(pose_code(poses[stride - 1 :: stride]))[None])
+
+
+def _model_of(worlds: Sequence[World]) -> WorldModel:
+    if len({id(world) for world in worlds}) != len(worlds):
+        raise ValueError("A world is stepped once at a time; it is in this batch twice.")
+    models = {id(world.model): world.model for world in worlds}
+    if len(models) != 1:
+        raise ValueError(f"Worlds that are stepped together have one model; these have {len(models)}.")
+    return worlds[0].model
+
+
+def _join_text(texts: Sequence[Text]) -> Text:
+    if len(texts) == 1:
+        return texts[0]
+    return [tuple(torch.cat(x) for x in zip(*layer, strict=True)) for layer in zip(*texts, strict=True)]
+
+
+def _join_views(views: Sequence[CameraView | None]) -> CameraView | None:
+    return views[0] if len(views) == 1 or views[0] is None else CameraView.together(views)

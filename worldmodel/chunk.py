@@ -1,0 +1,57 @@
+"""What a step takes and makes: `Plan` -> latents -> `Chunk`, and `Past`, what a world keeps of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.camera_view import CameraView
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step makes; T video frames.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3].
+        camera_to_world: float32 [T, 4, 4], OpenCV axes, in steps, relative to the start picture.
+        actions: float32 [T, 13].
+        index: number of the chunk, from 0.
+        timings: milliseconds of each stage; of the whole batch where worlds were stepped together.
+    """
+
+    frames: np.ndarray
+    camera_to_world: np.ndarray
+    actions: np.ndarray
+    index: int
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything from which one world's next chunk is made, besides its memory."""
+
+    actions: np.ndarray  # [F, 13]
+    poses: np.ndarray  # float64 [F, 4, 4]
+    noise: Tensor  # [1, C, t, h, w]
+    generator: torch.Generator  # of a stochastic sampler's further noise
+    text: list[tuple[Tensor, Tensor]]  # cross-attention keys and values of each block
+    view: CameraView | None
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is kept of one chunk, enough to make the memory again. Beyond where one can go back only the log remains."""
+
+    latents: Tensor | None  # [1, C, t, h, w]
+    actions: np.ndarray  # [F, 13]
+    poses: np.ndarray | None  # float64 [F, 4, 4]
+    prompt: str
+
+    def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray]:
+        """Latent frame k of the chunk [1, C, 1, h, w] and the pose [4, 4] of its last video frame."""
+        count = self.latents.shape[2]
+        return self.latents[:, :, k : k + 1], self.poses[(k + 1) * len(self.poses) // count - 1]
