@@ -33,6 +33,7 @@ from distill.scenes import FPS, RESERVED_SEED, render
 from distill.suite import SuiteError
 from distill.suite_measures import revisits
 from worldmodel.actions import Action, parse_script
+from worldmodel.camera import integrate
 from worldmodel.configs import MEMORY_NAMES
 from worldmodel.model import WorldModel
 from worldmodel.world import World
@@ -96,28 +97,27 @@ def start(model: WorldModel, memory: str, clip: Clip) -> World:
 
 
 @torch.no_grad()
-def show(world: World, clip: Clip, frames: int) -> list[np.ndarray]:
-    """Put the clip's frames 1..`frames` into a world as if it had made them; returns them chunk by chunk, as it remembers them."""
-    model = world.model
-    n = model.chunk_frames
+def show(world: World, clip: Clip, frames: int) -> None:
+    """Put the clip's frames 1..`frames` into a world as if it had made them; they go through the autoencoder into the memory."""
+    model, n = world.model, world.model.chunk_frames
     if frames % n:
         raise SuiteError(f"What is shown is whole chunks of {n} frames, got {frames} frames.")
-    video = to_video(clip.frames[None, : frames + 1]).to(model.device, model.dtype)
-    latents = model.autoencoder.encode(video)
-    out = []
-    for i in range(frames // n):
-        rows = slice(1 + i * n, 1 + (i + 1) * n)
-        piece = latents[:, :, 1 + i * model.config.chunk : 1 + (i + 1) * model.config.chunk]
-        out.append(world.generate_from(piece, clip.actions[rows]).frames)
+    latents = model.autoencoder.encode(to_video(clip.frames[None, : frames + 1]).to(model.device, model.dtype))[:, :, 1:]
+    for first, piece in zip(range(1, frames + 1, n), latents.split(model.config.chunk, dim=2), strict=True):
+        rows = slice(first, first + n)
+        state = model.autoencoder.advance(piece, world.decoder_state)
+        poses = integrate(clip.actions[rows], start=world.pose)
+        world.accept(piece.clone(), clip.actions[rows], poses, clip.frames[rows], state)
         world.finalize()
-    return out
 
 
 def play(model: WorldModel, memory: str, walk: Walk, clip: Clip) -> tuple[np.ndarray, World]:
-    """The video uint8 [T, H, W, 3] of a walk, what was shown as the world remembers it, and the world at its end."""
+    """The video uint8 [T, H, W, 3] of a walk, what was shown and then what was played, and the world at its end."""
     world = start(model, memory, clip)
     shown = len(parse_script(walk.shown)) if walk.shown else 0
-    frames = [world.first_frame[None], *show(world, clip, shown)]
+    if shown:
+        show(world, clip, shown)
+    frames = [clip.frames[: 1 + shown]] if shown else [world.first_frame[None]]
     frames += [chunk.frames for chunk in world.stream([Action.from_vector(a) for a in clip.actions[1 + shown :]])]
     return np.concatenate(frames)[: len(clip)], world
 
@@ -146,6 +146,9 @@ def _one_walk(task: dict, model: WorldModel | None = None) -> dict:
     found = revisits(video, clip)
     record = {k: task[k] for k in ("key", "memory", "walk", "seed")}
     record["revisit"] = {str(g): found[str(g)] for g in walk.gaps if str(g) in found}
+    if walk.shown:  # the first visit was the truth
+        for values in record["revisit"].values():
+            values[0] = values[1] = values[4] = None
     record |= {"tokens": world.memory_tokens, "bytes": world.memory_bytes}
     if task["strip"]:
         at = np.linspace(0, len(clip) - 1, 8).astype(int)
