@@ -191,6 +191,18 @@ def test_a_world_goes_on_after_its_session_and_after_the_server(tmp_path):
             assert not client.expect(p.Ready).resumed, "who says bye leaves nothing"
 
 
+def test_a_saved_world_that_cannot_go_on_starts_anew(tmp_path, caplog):
+    model = with_views()
+    options = saving(tmp_path)
+    state = model.start(None, "a village").state(note={"prompt": "a village", "seed": 3})
+    state.tensors["memory.keys"] = state.tensors["memory.keys"][..., :4].clone()
+    Autosave(options.autosave).save("a token", state)
+    with running(create_app(model, options)) as host, Client(host, resume="a token") as client:
+        client.play(4)
+        assert [m for m in client.messages if isinstance(m, p.WorldState)][-1].seed == 3
+    assert "starts anew" in caplog.text
+
+
 SERVER = """
 import sys
 sys.path[:0] = [{here!r}]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 import secrets
 import time
 from collections import deque
@@ -32,6 +33,7 @@ from worldmodel.server.controls import Controls
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
+log = logging.getLogger(__name__)
 _SEND_MARGIN_S = 0.005  # encoding and hand-over, on top of the model's step
 _RESUMED_FRAMES = 10_000  # more than are sent between two saves: frame numbers never go back
 
@@ -244,7 +246,7 @@ class Session:
             origin = replace(origin, prompt=reset.prompt)
         if reset.seed is not None:
             origin = replace(origin, seed=reset.seed)
-        self._reset = origin
+        self._reset, self._saved = origin, None
         self._epoch += 1
         self._paused = False
         self._queue.clear()
@@ -269,6 +271,11 @@ class Session:
                 raise
             self._origin, self._prompt = before  # the old world is still there
             await self._send(p.Error(code="busy", message=str(error), retry_after_s=self._settings.busy_retry_s))
+        except Exception:
+            if saved is None:
+                raise
+            log.exception("A saved world cannot go on; it starts anew.")
+            self._reset = self._reset or origin
         else:
             if self._reset is None:
                 frame = world.first_frame if saved is None else world.last_frame
