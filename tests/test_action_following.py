@@ -86,8 +86,9 @@ def test_backwards_and_mirrored_motions_are_those_of_matrices():
 
 
 def test_truth_is_near_perfect_and_wrong_videos_are_not(walk):
-    got = {line: figures(measure_following(control(line, walk), walk)) for line in CALIBRATION}
-    truth = got.pop("truth")
+    same_motion = ("truth", "blurred", "another start")
+    got = {line: figures(measure_following(control(line, walk), walk)) for line in CALIBRATION if line not in same_motion}
+    truth = figures(measure_following(walk.frames, walk))
     assert truth["rotation"][0] < 1 and truth["translation"][0] < 2 and truth["f1"][0] > 0.95 and truth["accuracy"][0] > 0.9
     for line, figure in got.items():
         assert figure["rotation"][0] > 7 and figure["translation"][0] > 8 and figure["f1"][0] < 0.35, line
