@@ -88,8 +88,8 @@ def with_memory(model: WorldModel, text: str) -> WorldModel:
 
 
 def start(model: WorldModel, memory: str, clip: Clip) -> World:
-    """A world at the clip's first frame with the memory of that name."""
-    world = with_memory(model, memory).start(clip.frames[0], clip.caption, seed=0)
+    """A world at the clip's first frame with the memory of that name; it keeps nothing to go back to."""
+    world = with_memory(model, memory).start(clip.frames[0], clip.caption, seed=0, history=0)
     if memory.endswith(NEAR):
         everything, window = world.memory.remembered, world.memory.config.window
         world.memory.remembered = lambda: everything()[-window:]

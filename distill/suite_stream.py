@@ -42,8 +42,9 @@ def resident_bytes() -> int:
 
 
 def stream(model: WorldModel, memory: str, minutes: float, seed: int = RESERVED_SEED) -> dict:
-    """By whole minute of `MEANWHILE`, which ends where it began: median milliseconds a chunk, bytes and tokens of the memory, bytes of
-    the process; and PSNR and SSIM to truth of the way to the left at the end, in thirds, the first next to what was in view."""
+    """By whole minute of `MEANWHILE`, which ends where it began: median milliseconds a chunk, of the clock and of all CPU threads, bytes
+    and tokens of the memory, bytes of the process; and PSNR and SSIM to truth of the way to the left at the end, in thirds, the first of
+    them next to what was in view."""
     clip = render(seed, SHOWN, size=model.size)
     world = start(model, memory, clip)
     frames = len(parse_script(SHOWN))
@@ -54,13 +55,15 @@ def stream(model: WorldModel, memory: str, minutes: float, seed: int = RESERVED_
     chunks = round(MINUTE * model.fps / n)
     rows = []
     for minute in range(1, 1 + round(minutes)):
-        took = []
+        took, busy = [], []
         for k in tqdm(range(chunks), desc=f"{memory}, minute {minute}", unit="chunk", leave=False):
             at = ((minute - 1) * chunks + k) * n % len(loop)
-            started = time.perf_counter()
+            started, began = time.perf_counter(), time.process_time()
             world.step(loop[at : at + n])
             took.append(1000 * (time.perf_counter() - started))
-        rows.append([minute, round(float(np.median(took)), 1), world.memory_bytes, world.memory_tokens, resident_bytes()])
+            busy.append(1000 * (time.process_time() - began))
+        ms = (round(float(np.median(x)), 1) for x in (took, busy))
+        rows.append([minute, *ms, world.memory_bytes, world.memory_tokens, resident_bytes()])
     video = np.concatenate([c.frames for c in world.stream(PLAYED)])
     truth = clip.frames[FIRST : FIRST + len(video)]
     thirds = np.array_split(np.arange(len(video)), 3)
@@ -83,10 +86,11 @@ def markdown(results: dict) -> str:
     for name, found in results["memories"].items():
         first, last = found["minutes"][0], found["minutes"][-1]
         for m in (first, last):
-            rows.append([f"{name}, minute {m[0]}", f"{m[1]:.1f}", f"{m[2] / 2**20:.1f}", str(m[3]), f"{m[4] / 2**20:.0f}", "–", "–"])
-        change = [f"{100 * (last[i] / first[i] - 1):+.1f} %" for i in (1, 2, 3, 4)]
-        came_back = (" / ".join(f"{third[i]:{form}}" for third in found["revisit"]) for i, form in ((0, ".1f"), (1, ".2f")))
+            sizes = [f"{m[3] / 2**20:.1f}", str(m[4]), f"{m[5] / 2**20:.0f}"]
+            rows.append([f"{name}, minute {m[0]}", f"{m[1]:.1f}", f"{m[2]:.1f}", *sizes, "–", "–"])
+        change = [f"{100 * (last[i] / first[i] - 1):+.1f} %" for i in range(1, 6)]
+        came_back = (" / ".join(f"{third[i]:{form}}" for third in found["revisit"]) for i, form in enumerate((".1f", ".2f")))
         rows.append([f"{name}, change", *change, *came_back])
-    head = ["memory", "ms a chunk", "memory, MiB", "tokens", "process, MiB", "revisit: PSNR to truth, in thirds", "SSIM"]
+    head = ["memory", "ms a chunk", "CPU ms", "memory, MiB", "tokens", "process, MiB", "revisit: PSNR to truth, in thirds", "SSIM"]
     title = f"Model `{results['model']}` (`{results['identity']}`), {results['steps']} denoising steps."
     return "\n".join([title, "", *_table(head, rows)])

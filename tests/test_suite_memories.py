@@ -118,7 +118,7 @@ def test_a_stream_comes_back_to_what_it_was_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(suite_stream, "FIRST", 5)
     monkeypatch.setattr(suite_stream, "MINUTE", 2)
     found = suite_stream.evaluate(small_model(), "small", ["window", "visible"], 1, tmp_path)["memories"]
-    minute, _, held, tokens, resident = found["visible"]["minutes"][0]
-    assert minute == 1 and held > 0 and resident > 2**26 and tokens > found["window"]["minutes"][0][3] > 0
+    minute, clock, busy, held, tokens, resident = found["visible"]["minutes"][0]
+    assert minute == 1 and clock > 0 < busy and held > 0 and resident > 2**26 and tokens > found["window"]["minutes"][0][4] > 0
     assert len(found["visible"]["revisit"]) == 3
     assert "| visible, change |" in (tmp_path / "stream.md").read_text()
