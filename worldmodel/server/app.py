@@ -151,6 +151,9 @@ async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings) -> Non
         if not isinstance(hello, p.Hello):
             raise p.ProtocolError(f"Bad message: say hello first, not {hello.type}.")
         session = await lobby.enter(hello, socket)
+    except p.VersionError as error:
+        await socket.send(p.Error(code="version", message=str(error)))
+        await socket.close(p.CloseCode.VERSION)
     except p.ProtocolError as error:
         await socket.send(p.Error(code="bad_message", message=str(error)))
         await socket.close(p.CloseCode.BAD_MESSAGE)

@@ -6,7 +6,7 @@ const FIRST_DELAY_MS = 250;
 const LONGEST_DELAY_MS = 5000;
 
 // Close codes after which coming back by itself would be wrong: the visitor is asked first.
-const FINAL = { 4400: "failed", 4408: "idle", 4409: "replaced", 4500: "engine" };
+const FINAL = { 4400: "failed", 4401: "failed", 4426: "failed", 4408: "idle", 4409: "replaced", 4500: "engine" };
 const BUSY = 4429;
 
 export class Connection {
