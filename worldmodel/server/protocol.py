@@ -16,7 +16,7 @@ import json
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
@@ -285,6 +285,21 @@ def _wrong_version(proto: int) -> VersionError:
 def parse_server(text: str | bytes) -> ServerMessage:
     """Message of a server (for Python clients and tests)."""
     return _parse(_SERVER, text)
+
+
+_SERVER_TYPES = {model.model_fields["type"].default: model for model in get_args(ServerMessage)}
+
+
+def read_server(text: str | bytes) -> ServerMessage | None:
+    """`parse_server` for clients: types that it does not know are None, and fields that it does not know are passed over."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise ProtocolError("Bad message: not JSON.") from None
+    model = _SERVER_TYPES.get(data.get("type")) if isinstance(data, dict) else None
+    if model is None:
+        return None
+    return parse_server(json.dumps({key: value for key, value in data.items() if key in model.model_fields}))
 
 
 # ---- binary frames ----------------------------------------------------------------------------------------------------
