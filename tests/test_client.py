@@ -105,6 +105,12 @@ def test_lockstep_frames_are_the_models_own(host, model, tmp_path):
         assert len(world.step(Action.from_keys({"KeyW"}))) == 4
 
 
+def test_lockstep_is_not_held_back_by_the_limit_of_messages(model):
+    model.step_s = 0.0
+    with running(create_app(model, ServerSettings(messages_per_s=5))) as host, connect(host) as world:
+        assert sum(1 for _ in world.play("w*48")) == 48
+
+
 def test_a_generator_left_early_does_not_confuse_the_next(host, model, tmp_path):
     with connect(host, prompt="a place") as world:
         for frame in world.play("w*40"):

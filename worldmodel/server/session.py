@@ -32,6 +32,7 @@ from worldmodel.engine import Engine, EngineFull, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server.controls import Controls
+from worldmodel.server.metrics import ActionDelay, Metrics
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
@@ -85,6 +86,7 @@ class Session:
         find_image: Upload id -> uint8 [H, W, 3], or None when it is unknown.
         token: With it the visitor comes back; a new one by default.
         saved: The `WorldState` of an earlier session with this token, to go on in.
+        metrics: What is observed goes there.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Session:
         find_image: Callable[[str], np.ndarray | None],
         token: str | None = None,
         saved: Any = None,
+        metrics: Metrics | None = None,
     ) -> None:
         model = engine.model
         self.id, self.token = secrets.token_hex(4), token or secrets.token_urlsafe(18)
@@ -128,11 +131,19 @@ class Session:
         self._background: set[asyncio.Task] = set()
         self._sent_since = self._dropped = 0
         self._encode_s = self._ack_s = 0.0
+        self._metrics = metrics or Metrics()
+        self._delay = ActionDelay(self._metrics.action_to_send)
         self._saved = saved
         if saved is not None:
             self._recall(saved.note, saved.meta)
 
     # ---- the visitor comes, speaks, and goes --------------------------------------------------------------------------
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of this session's world; to be asked in the engine's thread."""
+        world = self._seat.world if self._seat is not None else None
+        return getattr(world, "num_bytes", 0)
 
     async def attach(self, connection: Connection, hello: p.Hello) -> None:
         """Stream to `connection` from now on; an older one is told that it was replaced."""
@@ -142,6 +153,7 @@ class Session:
         if old is not None:
             self._in_background(_dismiss(old, p.End(reason="replaced"), p.CloseCode.REPLACED))
         self._controls = Controls()
+        self._delay.forget()
         self._credit = Credit(min(hello.window, self._settings.window))
         height, width = self._model.size
         if self._lockstep != (hello.mode == "lockstep"):
@@ -185,6 +197,7 @@ class Session:
             case p.ActionMessage():
                 if self._lockstep:
                     raise p.ProtocolError("Bad message: a lockstep world moves by step messages, not by action.")
+                self._delay.arrived(message.seq)
                 self._controls.update(message.seq, message.keys, message.look)
             case p.Step():
                 self._ask(message)
@@ -214,6 +227,12 @@ class Session:
             case _:
                 raise p.ProtocolError(f"Bad message: {message.type} is not understood here.")
         self._touch()
+
+    def expects(self, message: p.ClientMessage) -> bool:
+        """Whether the server's own pace bounds how many of these come: acknowledgements of frames on their way, steps in lockstep."""
+        if isinstance(message, p.Ack):
+            return self._credit.awaits(message.frame)
+        return self._lockstep and isinstance(message, p.Step)
 
     async def end(self, reason: str, code: p.CloseCode | int) -> None:
         """Tell the visitor why it is over and close the connection."""
@@ -384,7 +403,7 @@ class Session:
                 if asked is not None and asked in self._steps:
                     self._steps.remove(asked)
                 self._enqueue(chunk, seq if asked is not None or controls is self._controls else 0, 1e3 * (time.monotonic() - due))
-            await done  # the memory is written after the frames have left
+            self._metrics.step.observe(await done)  # the memory is written after the frames have left
         finally:
             made.cancel(), done.cancel()  # nobody asks them any more
         self._step_time.update(time.monotonic() - due)
@@ -409,6 +428,7 @@ class Session:
         if len(self._steps) >= p.MAX_PENDING_STEPS:
             raise p.ProtocolError(f"Bad message: at most {p.MAX_PENDING_STEPS} steps may wait; read frames first.")
         self._step_seq = step.seq
+        self._delay.arrived(step.seq)
         self._steps.append(step)
 
     def _enqueue(self, chunk: Any, seq: int, made_ms: float) -> None:
@@ -434,7 +454,9 @@ class Session:
             begun = time.perf_counter()
             codec = self._codec
             payload = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, frame.pixels, codec, self._quality)
-            self._encode_s += (time.perf_counter() - begun - self._encode_s) / 8
+            encode_s = time.perf_counter() - begun
+            self._encode_s += (encode_s - self._encode_s) / 8
+            self._metrics.encode.observe(encode_s)
             if connection is not self.connection or epoch != self._epoch:
                 continue
             if not frame.number:
@@ -449,6 +471,9 @@ class Session:
                 await connection.send(frame.info)
             header = p.FrameHeader(frame.number, frame.seq, frame.chunk, t_ms, width, height, p.Codec[codec.upper()], frame.flags)
             await connection.send_frame(p.pack_frame(header, payload))
+            self._delay.sent(frame.seq)
+            self._metrics.frames_sent.inc()
+            self._metrics.bytes_sent.inc(p.HEADER.size + len(payload))
 
     def _next_frame(self) -> _Frame:
         """The frame that is due. On a link too slow for all of them, late ones are skipped; their flags are kept. In lockstep none is:
@@ -465,6 +490,7 @@ class Session:
         while self._queue and time.monotonic() - self._clock.due >= self._clock.period:
             self._clock.tick()
             self._dropped += 1
+            self._metrics.frames_dropped.inc()
             newer = self._queue.popleft()
             frame = replace(newer, flags=newer.flags | frame.flags, info=newer.info or frame.info)
         self._clock.tick()
