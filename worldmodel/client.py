@@ -44,11 +44,11 @@ class ClientError(RuntimeError):
 
 
 class ServerFull(ClientError):
-    """All places are taken; ask again after `retry_after_s`. `position` is the place in line, where the server keeps one."""
+    """All places are taken; ask again after `retry_after_s`."""
 
-    def __init__(self, message: str, retry_after_s: float, position: int | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
-        self.retry_after_s, self.position = retry_after_s, position
+        self.retry_after_s = retry_after_s
 
 
 class Denied(ClientError):
