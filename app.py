@@ -23,6 +23,7 @@ from fastapi import FastAPI  # noqa: E402
 
 from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
 from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
+from worldmodel.server.run import DrainingServer, run  # noqa: E402
 from worldmodel.server.settings import ServerSettings  # noqa: E402
 
 MOUNT = """
@@ -139,7 +140,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
+class _Server(DrainingServer):
     """Says where the page is once it answers."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -156,11 +157,17 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         from worldmodel.autosave import AutosaveConfig
 
         autosave = AutosaveConfig(args.save_worlds)
-    return ServerSettings(allowed_origins=tuple(args.allow_origin), rest_when_still=True, worlds=args.worlds, autosave=autosave)
+    return ServerSettings(
+        allowed_origins=tuple(args.allow_origin), rest_when_still=True, worlds=args.worlds, autosave=autosave,
+        access_token=os.environ.get("WORLDMODEL_ACCESS_TOKEN") or None,
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Walk through generated worlds in the browser.")
+    parser = argparse.ArgumentParser(
+        description="Walk through generated worlds in the browser.",
+        epilog="With WORLDMODEL_ACCESS_TOKEN in the environment only those enter who add #token=... to the address.",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--model", default="tiny", help="packaged name, folder or hub id of the weights (default: %(default)s)")
@@ -180,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise SystemExit(str(error)) from None
             app = build_app(model, server_settings(args))
             server = _Server(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
-            server.run(sockets=[listener])
+            run(server, [listener])
     except KeyboardInterrupt:
         pass
     print("Stopped.", flush=True)

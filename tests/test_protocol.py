@@ -20,6 +20,8 @@ def magnitudes(action):
     [
         p.Hello(proto=1, resume="token", window=2),
         p.ActionMessage(seq=17, keys=["KeyW", "ArrowLeft"], look=(1.5, -2.0)),
+        p.Hello(proto=1, ticket="t", mode="lockstep", codec="png", frame=9, image="x", seed=7),
+        p.Step(seq=1, actions=[[0.0] * 12 + [1.0]]),
         p.Ack(frame=1041),
         p.Reset(gallery="meadow", prompt="a meadow", seed=7),
         p.Config(speed=1.5, quality=70, prompt=""),
@@ -38,6 +40,7 @@ def test_client_messages_survive_the_wire(message):
     [
         p.Ready(session="s", resume="r", resumed=False, fps=16.0, width=128, height=96, chunk=4, window=3, keys={"KeyW": "dolly_in"}),
         p.WorldState(gallery="meadow", image=None, prompt="", seed=0, speed=1.0, paused=False),
+        p.ChunkInfo(chunk=3, action_seq=17, frames=4, made_ms=180.5, timings={"denoise": 120.0}),
         p.Stats(fps=16.0, step_ms=120.0, encode_ms=0.3, latency_ms=20.0, quality=85, dropped=0),
         p.Error(code="busy", message="Someone else is walking here.", retry_after_s=4.0),
         p.End(reason="idle"),
@@ -56,7 +59,11 @@ def test_server_messages_survive_the_wire(message):
         ("{}", "type"),
         ('{"type": "fly"}', "fly"),
         ('{"type": "hello", "proto": 2}', "protocol 1"),
+        ('{"type": "hello", "proto": 2, "shape": "round"}', "protocol 1"),
         ('{"type": "hello", "proto": "1"}', "proto"),
+        ('{"type": "hello", "proto": 1, "gallery": "a", "image": "b"}', "not both"),
+        ('{"type": "step", "seq": 1, "actions": [[1.0]]}', "actions"),
+        ('{"type": "step", "seq": 1, "actions": [[-1, 0,0,0,0,0,0,0,0,0,0,0,0]]}', "actions"),
         ('{"type": "hello", "proto": 1, "admin": true}', "admin"),
         ('{"type": "action", "seq": 1}', "keys"),
         ('{"type": "action", "seq": -1, "keys": []}', "seq"),

@@ -291,7 +291,12 @@ def test_bad_messages_end_the_connection_not_the_server(host, text):
 
 
 def test_strange_openings(host):
-    for opening in ('{"type":"pause"}', '{"type":"hello","proto":9}', "x"):
+    for opening in ('{"type":"hello","proto":9}', '{"type":"hello","proto":0,"shape":"round"}'):
+        with Client(host, hello=False) as client:
+            client.send(opening)
+            error = client.expect(p.Error)
+            assert error.code == "version" and "speaks protocol 1" in error.message and closed(client) == p.CloseCode.VERSION
+    for opening in ('{"type":"pause"}', '{"type":"hello"}', "x"):
         with Client(host, hello=False) as client:
             client.send(opening)
             assert client.expect(p.Error).code == "bad_message" and closed(client) == p.CloseCode.BAD_MESSAGE

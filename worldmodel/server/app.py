@@ -3,16 +3,20 @@
 WS   /api/v1/stream                     messages and frames of `protocol`
 POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
 GET  /api/v1/gallery                    worlds to start in, each with a thumbnail
-GET  /healthz                           {"ok": true, "occupied": false}
+POST /api/v1/sessions                   {"ticket": ..., "expires_in_s": 60}; wants the access token, if there is one
+GET  /healthz                           {"ok": true, "occupied": false}: the process lives
+GET  /readyz                            200 {"ready": true}, or 503 while the server stops
+GET  /metrics                           Prometheus text
 GET  /wm-static/...                     client.js, style.css, and index.html: a page without any framework
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +30,11 @@ from starlette.datastructures import Headers
 
 from worldmodel.images import ImageError, load_start_image
 from worldmodel.server import protocol as p
-from worldmodel.server.lobby import Busy, Lobby
+from worldmodel.server.lobby import Busy, Lobby, Stopping
+from worldmodel.server.metrics import CONTENT_TYPE
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
+from worldmodel.server.tickets import Tickets
 from worldmodel.server.uploads import Uploads
 
 STATIC_DIR = Path(__file__).parent / "static"
@@ -49,6 +55,7 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     settings = settings or ServerSettings()
     uploads = Uploads(settings.uploads_kept)
     lobby = Lobby(model, settings, uploads.get)
+    tickets = Tickets(settings.ticket_s)
     gallery = {entry.name: entry for entry in model.gallery}
     thumbnails: dict[str, bytes] = {}
 
@@ -58,29 +65,48 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         await lobby.close()
 
     app = FastAPI(title="worldmodel", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.lobby = lobby
+
+    def refused(status: int, reason: str, message: str) -> Response:
+        lobby.metrics.refused.labels(reason).inc()
+        return JSONResponse({"error": message}, status_code=status)
+
+    def denied(request: Request) -> Response | None:
+        """The answer to a page of another site, or to somebody without the access token."""
+        if not _origin_allowed(request.headers, settings):
+            return refused(403, "origin", "This is for this server's own page only.")
+        if not _authorized(request.headers, settings):
+            return refused(401, "token", "This server asks for its access token.")
+        return None
 
     @app.websocket("/api/v1/stream")
     async def stream(websocket: WebSocket) -> None:
         if not _origin_allowed(websocket.headers, settings):
+            lobby.metrics.refused.labels("origin").inc()
             await websocket.close()  # before accept: the handshake is answered with 403
             return
         wanted = websocket.scope.get("subprotocols", [])
         await websocket.accept(subprotocol=p.SUBPROTOCOL if p.SUBPROTOCOL in wanted else None)
-        await _serve(_Socket(websocket), lobby, settings)
+        await _serve(_Socket(websocket), lobby, settings, tickets)
+
+    @app.post("/api/v1/sessions")
+    async def ticket(request: Request) -> Response:
+        return denied(request) or JSONResponse({"ticket": tickets.issue(), "expires_in_s": settings.ticket_s})
 
     @app.post("/api/v1/images")
     async def upload(request: Request) -> Response:
-        if not _origin_allowed(request.headers, settings):
-            return _refuse(403, "Pictures are taken from this server's own page only.")
+        answer = denied(request)
+        if answer is not None:
+            return answer
         body = bytearray()
         async for part in request.stream():
             body += part
             if len(body) > settings.upload_bytes:
-                return _refuse(413, f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
+                return refused(413, "bytes", f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
         try:
             picture = await asyncio.to_thread(load_start_image, bytes(body), model.size)
         except ImageError as error:
-            return _refuse(422, str(error))
+            return refused(422, "image", str(error))
         return JSONResponse({"id": uploads.add(picture)})
 
     @app.get("/api/v1/gallery")
@@ -93,7 +119,7 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     @app.get("/api/v1/gallery/{name}/thumbnail")
     async def thumbnail(name: str) -> Response:
         if name not in gallery:
-            return _refuse(404, "There is no such world.")
+            return refused(404, "name", "There is no such world.")
         if name not in thumbnails:
             thumbnails[name] = await asyncio.to_thread(_thumbnail, gallery[name].image_path)
         return Response(thumbnails[name], media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
@@ -101,6 +127,16 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     @app.get("/healthz")
     async def health() -> dict[str, bool]:
         return {"ok": True, "occupied": lobby.occupied}
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        return JSONResponse({"ready": not lobby.stopping}, status_code=503 if lobby.stopping else 200)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        if not _authorized(request.headers, settings):
+            return refused(401, "token", "This server asks for its access token.")
+        return Response(await lobby.measure(), media_type=CONTENT_TYPE)
 
     app.mount("/wm-static", _FreshFiles(directory=STATIC_DIR, html=True), name="wm-static")
     return app
@@ -143,20 +179,32 @@ class _Socket:
             self._dead = True
 
 
-async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings) -> None:
+async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, tickets: Tickets) -> None:
     """One connection from hello to close."""
+
+    async def refuse(error: p.Error, code: p.CloseCode) -> None:
+        lobby.metrics.refused.labels(error.code).inc()
+        await socket.send(error)
+        await socket.close(code)
+
     try:
         async with asyncio.timeout(settings.hello_s):
             hello = await socket.receive()
         if not isinstance(hello, p.Hello):
             raise p.ProtocolError(f"Bad message: say hello first, not {hello.type}.")
+        if settings.access_token is not None and not tickets.take(hello.ticket):
+            error = p.Error(code="denied", message="This server asks for its access token, or the ticket is used or too old.")
+            return await refuse(error, p.CloseCode.DENIED)
         session = await lobby.enter(hello, socket)
+    except p.VersionError as error:
+        await refuse(p.Error(code="version", message=str(error)), p.CloseCode.VERSION)
     except p.ProtocolError as error:
-        await socket.send(p.Error(code="bad_message", message=str(error)))
-        await socket.close(p.CloseCode.BAD_MESSAGE)
+        await refuse(p.Error(code="bad_message", message=str(error)), p.CloseCode.BAD_MESSAGE)
     except Busy as busy:
-        await socket.send(p.Error(code="busy", message=str(busy), retry_after_s=busy.retry_after_s))
-        await socket.close(p.CloseCode.BUSY)
+        await refuse(p.Error(code="busy", message=str(busy), retry_after_s=busy.retry_after_s), p.CloseCode.BUSY)
+    except Stopping:
+        await socket.send(p.End(reason="shutdown"))
+        await socket.close(1012)
     except TimeoutError:
         await socket.close(p.CloseCode.BAD_MESSAGE)
     except WebSocketDisconnect:
@@ -164,12 +212,12 @@ async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings) -> Non
     else:
         for_good = False
         try:
-            for_good = await _listen(socket, session, settings)
+            for_good = await _listen(socket, session, settings, refuse)
         finally:
             lobby.leave(session, socket, for_good)
 
 
-async def _listen(socket: _Socket, session: Session, settings: ServerSettings) -> bool:
+async def _listen(socket: _Socket, session: Session, settings: ServerSettings, refuse: Callable) -> bool:
     """Hand messages to the session until the connection ends; True when the visitor said bye."""
     tokens, filled = 2 * settings.messages_per_s, time.monotonic()
     try:
@@ -178,17 +226,16 @@ async def _listen(socket: _Socket, session: Session, settings: ServerSettings) -
             now = time.monotonic()
             tokens, filled = min(2 * settings.messages_per_s, tokens + (now - filled) * settings.messages_per_s), now
             if tokens < 1:
-                await socket.send(p.Error(code="rate", message=f"More than {settings.messages_per_s:.0f} messages a second."))
-                await socket.close(p.CloseCode.BUSY)
+                error = p.Error(code="rate", message=f"More than {settings.messages_per_s:.0f} messages a second.")
+                await refuse(error, p.CloseCode.BUSY)
                 return False
-            tokens -= 1
+            tokens -= 0 if session.expects(message) else 1
             if isinstance(message, p.Bye):
                 await socket.close(1000)
                 return True
             await session.handle(message)
     except p.ProtocolError as error:
-        await socket.send(p.Error(code="bad_message", message=str(error)))
-        await socket.close(p.CloseCode.BAD_MESSAGE)
+        await refuse(p.Error(code="bad_message", message=str(error)), p.CloseCode.BAD_MESSAGE)
     except WebSocketDisconnect:
         return False
     return False
@@ -202,8 +249,12 @@ def _origin_allowed(headers: Headers, settings: ServerSettings) -> bool:
     return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
-def _refuse(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message}, status_code=status)
+def _authorized(headers: Headers, settings: ServerSettings) -> bool:
+    """Whether the access token was shown, if there is one."""
+    if settings.access_token is None:
+        return True
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.access_token.encode())
 
 
 def _thumbnail(path: str | Path) -> bytes:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from worldmodel.admission import Admission, AdmissionConfig, Refused, Ticket
-from worldmodel.engine import Engine, EngineConfig, EngineFull
+from worldmodel.engine import Engine, EngineConfig, EngineFull, EngineStopped
 from worldmodel.server import protocol as p
+from worldmodel.server.metrics import Metrics
 from worldmodel.server.session import Connection, Session
 from worldmodel.server.settings import ServerSettings
 
@@ -27,6 +28,10 @@ class Busy(Exception):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Stopping(Exception):
+    """The server stops and lets nobody in."""
 
 
 @dataclass(eq=False)
@@ -44,6 +49,8 @@ class Lobby:
 
     def __init__(self, model: Any, settings: ServerSettings, find_image: Callable[[str], np.ndarray | None]) -> None:
         self._settings, self._find_image = settings, find_image
+        self.metrics = Metrics()
+        self.stopping = False
         self._autosave = None
         if settings.autosave is not None:
             from worldmodel.autosave import Autosave  # with torch, which a server of doubles does without
@@ -63,8 +70,10 @@ class Lobby:
         return self.admission.full
 
     async def enter(self, hello: p.Hello, connection: Connection) -> Session:
-        """The visitor's session, new or resumed, attached to `connection`. Raises `Busy` when there is no place."""
+        """The visitor's session, new or resumed, attached to `connection`. Raises `Busy` when there is no place, and `Stopping`."""
         async with self._lock:
+            if self.stopping:
+                raise Stopping
             visit = self._find(hello.resume)
             if visit is None:
                 ticket = await self._admit()
@@ -73,7 +82,7 @@ class Lobby:
                     await asyncio.gather(*(task for task, token in self._leaving.items() if token == hello.resume))
                     saved = await asyncio.to_thread(self._autosave.load, hello.resume, self.engine.model)
                 token = hello.resume if saved is not None else None
-                visit = _Visit(Session(self.engine, self._settings, self._find_image, token, saved), ticket)
+                visit = _Visit(Session(self.engine, self._settings, self._find_image, token, saved, self.metrics), ticket)
                 self._visits.append(visit)
                 visit.task = asyncio.create_task(self._run(visit))
             self._keep(visit)
@@ -91,13 +100,32 @@ class Lobby:
             visit.expiry = asyncio.get_running_loop().call_later(self._settings.grace_s, self._free, visit)
 
     async def close(self) -> None:
-        """End all walks because the server stops."""
+        """End all walks because the server stops: nobody new comes in, and worlds are saved. May be called again."""
+        self.stopping = True
         visits = list(self._visits)
         await asyncio.gather(*(visit.session.end("shutdown", 1012) for visit in visits))
         for visit in visits:
             self._free(visit)
         await asyncio.gather(*self._leaving)
         await asyncio.to_thread(self.engine.stop)
+
+    async def measure(self) -> bytes:
+        """The metrics now, as text."""
+        m, sizes = self.metrics, list(self.engine.batch_sizes)
+        m.worlds.set(self.engine.worlds)
+        m.room.set(min(self._settings.worlds, self.engine.room))
+        m.waiting.set(self.admission.waiting)
+        m.batch_size.set(sum(sizes) / len(sizes) if sizes else 0)
+        if self._visits and not self.stopping:
+            sessions = [visit.session for visit in self._visits]
+            asked = self.engine.call(lambda: sum(session.cache_bytes for session in sessions))
+            try:
+                m.cache_bytes.set(await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(asked)), timeout=2.0))
+            except (TimeoutError, EngineStopped):
+                pass  # a long step: the last figure stays
+        else:
+            m.cache_bytes.set(0)
+        return m.render()
 
     def _find(self, token: str | None) -> _Visit | None:
         if not token:

@@ -22,6 +22,10 @@ class Credit:
         self._sent.append((frame, now))
         self.last_sent = frame
 
+    def awaits(self, frame: int) -> bool:
+        """Whether acknowledging `frame` would give any credit back."""
+        return bool(self._sent) and self._sent[0][0] <= frame
+
     def acknowledge(self, frame: int, now: float) -> float | None:
         """Delay in seconds of the newest frame that this acknowledges, or None when it is old news."""
         delay = None

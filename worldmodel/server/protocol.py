@@ -6,41 +6,53 @@ Binary frames (server to client only) are a 32-byte little-endian header and a p
     offset  0      4        5      6      7           8      12          16     20    24  26  28
     field   WMF1   version  codec  flags  header len  frame  action_seq  chunk  t_ms  w   h   payload len
 
-`frame` counts sent frames of a session and never goes back, also across resets and reconnections.
+`frame` counts sent frames of a session and never goes back, also across resets and reconnections. docs/protocol.md tells the whole
+conversation; a test holds it against this file.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from worldmodel.actions import KEY_BINDINGS
+from worldmodel.actions import KEY_BINDINGS, NUM_ACTIONS
 
 PROTOCOL = 1
 SUBPROTOCOL = "wm.v1"
 MAX_PROMPT = 1000
 MIN_SPEED, MAX_SPEED = 0.5, 2.0
+MAX_PENDING_STEPS = 8
+"""Chunks that a lockstep client may have asked for whose frames are not made yet."""
+MAX_STEP_FRAMES = 64
 
 U32 = Annotated[int, Field(ge=0, lt=2**32)]
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Degrees = Annotated[float, Field(ge=-360.0, le=360.0)]
+Magnitudes = Annotated[list[Annotated[float, Field(ge=0.0, le=100.0)]], Field(min_length=NUM_ACTIONS, max_length=NUM_ACTIONS)]
 
 
 class ProtocolError(ValueError):
     """A message or frame that is not of this protocol. The message says what is wrong with it."""
 
 
+class VersionError(ProtocolError):
+    """A `hello` of a protocol that this server does not speak."""
+
+
 class CloseCode(IntEnum):
     """WebSocket close codes. A client reconnects by itself on any other code (1001, 1006, 1012, ...)."""
 
     BAD_MESSAGE = 4400
+    DENIED = 4401
     IDLE = 4408
     REPLACED = 4409
+    VERSION = 4426
     BUSY = 4429
     ENGINE = 4500
 
@@ -52,20 +64,34 @@ class _Message(BaseModel):
 # ---- client to server -------------------------------------------------------------------------------------------------
 
 
-class Hello(_Message):
-    """First message. `resume` is the token of an earlier `ready`; with it the same world goes on."""
+class _Start(_Message):
+    """Where a world begins: a gallery world or an uploaded image, a prompt, a seed."""
+
+    gallery: Name | None = None
+    image: Name | None = None
+    prompt: Prompt | None = None
+    seed: U32 | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> _Start:
+        if self.gallery is not None and self.image is not None:
+            raise ValueError("give gallery or image, not both")
+        return self
+
+
+class Hello(_Start):
+    """First message. `resume` is the token of an earlier `ready`; with it the same world goes on, and `frame` is the newest frame that
+    came. Without it a world begins where `gallery` or `image`, `prompt` and `seed` say.
+    """
 
     type: Literal["hello"] = "hello"
     proto: int
+    ticket: str | None = Field(default=None, max_length=100)
     resume: str | None = Field(default=None, max_length=100)
+    frame: U32 = 0
+    mode: Literal["realtime", "lockstep"] = "realtime"
+    codec: Literal["jpeg", "png"] = "jpeg"
     window: int = Field(default=3, ge=1, le=16)
-
-    @field_validator("proto")
-    @classmethod
-    def _known(cls, proto: int) -> int:
-        if proto != PROTOCOL:
-            raise ValueError(f"this server speaks protocol {PROTOCOL}, not {proto}")
-        return proto
 
 
 class ActionMessage(_Message):
@@ -92,20 +118,18 @@ class Ack(_Message):
     frame: U32
 
 
-class Reset(_Message):
+class Step(_Message):
+    """Lockstep: make one chunk with these actions, one vector of magnitudes for each of its frames. `seq` counts up by one."""
+
+    type: Literal["step"] = "step"
+    seq: U32
+    actions: list[Magnitudes] = Field(min_length=1, max_length=MAX_STEP_FRAMES)
+
+
+class Reset(_Start):
     """Start anew from a gallery world, from an uploaded image, or (neither given) from where this world began."""
 
     type: Literal["reset"] = "reset"
-    gallery: Name | None = None
-    image: Name | None = None
-    prompt: Prompt | None = None
-    seed: U32 | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Reset:
-        if self.gallery is not None and self.image is not None:
-            raise ValueError("give gallery or image, not both")
-        return self
 
 
 class Config(_Message):
@@ -136,21 +160,25 @@ class Bye(_Message):
     type: Literal["bye"] = "bye"
 
 
-ClientMessage = Hello | ActionMessage | Ack | Reset | Config | Pause | Resume | Ping | Bye
+ClientMessage = Hello | ActionMessage | Step | Ack | Reset | Config | Pause | Resume | Ping | Bye
 _CLIENT = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
 
 # ---- server to client -------------------------------------------------------------------------------------------------
 
 
 class Ready(_Message):
-    """Answer to `hello`: what will be streamed, which keys do what, and the token that resumes this session."""
+    """Answer to `hello`: what will be streamed, which keys do what, and the token that resumes this session. `seq` is the newest `step`
+    that has arrived.
+    """
 
     type: Literal["ready"] = "ready"
     proto: int = PROTOCOL
     session: str
     resume: str
     resumed: bool
-    codec: Literal["jpeg"] = "jpeg"
+    seq: int = 0
+    mode: Literal["realtime", "lockstep"] = "realtime"
+    codec: Literal["jpeg", "png"] = "jpeg"
     fps: float
     width: int
     height: int
@@ -172,6 +200,17 @@ class WorldState(_Message):
     loading: bool = False
 
 
+class ChunkInfo(_Message):
+    """Before the first frame of every chunk: its number, the newest client message in it, how many frames, and where the time went."""
+
+    type: Literal["chunk"] = "chunk"
+    chunk: int
+    action_seq: int
+    frames: int
+    made_ms: float
+    timings: dict[str, float]
+
+
 class Stats(_Message):
     """Once a second: frames a second sent, milliseconds a model step and an encode take, acknowledgement delay, drops."""
 
@@ -190,10 +229,10 @@ class End(_Message):
 
 
 class Error(_Message):
-    """`busy` comes with `retry_after_s`; `bad_message`, `rate` and `engine` end the connection, the others do not."""
+    """`busy` comes with `retry_after_s`; `not_found`, `image`, and `busy` after `ready` leave the connection open, all others end it."""
 
     type: Literal["error"] = "error"
-    code: Literal["busy", "bad_message", "rate", "not_found", "image", "engine"]
+    code: Literal["busy", "bad_message", "version", "denied", "rate", "not_found", "image", "engine"]
     message: str
     retry_after_s: float | None = None
 
@@ -203,7 +242,7 @@ class Pong(_Message):
     t: float
 
 
-ServerMessage = Ready | WorldState | Stats | End | Error | Pong
+ServerMessage = Ready | WorldState | ChunkInfo | Stats | End | Error | Pong
 _SERVER = TypeAdapter(Annotated[ServerMessage, Field(discriminator="type")])
 
 
@@ -217,13 +256,50 @@ def _parse(adapter: TypeAdapter, text: str | bytes):
 
 
 def parse_client(text: str | bytes) -> ClientMessage:
-    """Message of a client. Raises `ProtocolError` with one sentence that names the field."""
-    return _parse(_CLIENT, text)
+    """Message of a client. Raises `ProtocolError` with one sentence that names the field; `VersionError` for another protocol's hello,
+    whatever else that says.
+    """
+    try:
+        message = _parse(_CLIENT, text)
+    except ProtocolError:
+        _check_version(text)
+        raise
+    if isinstance(message, Hello) and message.proto != PROTOCOL:
+        raise _wrong_version(message.proto)
+    return message
+
+
+def _check_version(text: str | bytes) -> None:
+    try:
+        hello = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(hello, dict) and hello.get("type") == "hello" and type(hello.get("proto")) is int and hello["proto"] != PROTOCOL:
+        raise _wrong_version(hello["proto"]) from None
+
+
+def _wrong_version(proto: int) -> VersionError:
+    return VersionError(f"Bad message: this server speaks protocol {PROTOCOL}, not {proto % 10**9}; update the older of the two.")
 
 
 def parse_server(text: str | bytes) -> ServerMessage:
     """Message of a server (for Python clients and tests)."""
     return _parse(_SERVER, text)
+
+
+_SERVER_TYPES = {model.model_fields["type"].default: model for model in get_args(ServerMessage)}
+
+
+def read_server(text: str | bytes) -> ServerMessage | None:
+    """`parse_server` for clients: types that it does not know are None, and fields that it does not know are passed over."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise ProtocolError("Bad message: not JSON.") from None
+    model = _SERVER_TYPES.get(data.get("type")) if isinstance(data, dict) else None
+    if model is None:
+        return None
+    return parse_server(json.dumps({key: value for key, value in data.items() if key in model.model_fields}))
 
 
 # ---- binary frames ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """One person's walk: held keys in, paced frames out, one world.
 
+In lockstep mode the client sends each chunk's actions itself (`step`), and every frame of them arrives, in order and unpaced.
+
 Three tasks share the event loop and never block it: `_step_loop` asks the engine for a chunk just in time, made with
 the keys held at the moment when it starts; `_send_loop` encodes a frame when it is due and the client has credit for it; `_stats_loop`
 reports once a second. A session outlives its connection: a client that comes back with the token goes on in the world. With autosave
@@ -26,10 +28,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from worldmodel.actions import Action
 from worldmodel.engine import Engine, EngineFull, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server.controls import Controls
+from worldmodel.server.metrics import ActionDelay, Metrics
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
@@ -72,6 +76,8 @@ class _Frame:
     chunk: int
     seq: int
     flags: p.Flags
+    info: p.ChunkInfo | None = None  # of the chunk that begins here
+    number: int = 0  # once it was sent
 
 
 class Session:
@@ -82,6 +88,7 @@ class Session:
         find_image: Upload id -> uint8 [H, W, 3], or None when it is unknown.
         token: With it the visitor comes back; a new one by default.
         saved: The `WorldState` of an earlier session with this token, to go on in.
+        metrics: What is observed goes there.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Session:
         find_image: Callable[[str], np.ndarray | None],
         token: str | None = None,
         saved: Any = None,
+        metrics: Metrics | None = None,
     ) -> None:
         model = engine.model
         self.id, self.token = secrets.token_hex(4), token or secrets.token_urlsafe(18)
@@ -116,35 +124,62 @@ class Session:
         self._clock = PlayoutClock(model.fps)
         self._until_frames, self._step_time = StepTime(), StepTime()
         self._queue: deque[_Frame] = deque()
+        self._lockstep, self._codec = False, "jpeg"
+        self._steps: deque[p.Step] = deque()  # lockstep: asked for, not made
+        self._step_seq = 0
+        self._unacked: deque[_Frame] = deque()  # lockstep: sent, perhaps not arrived
         self._shown: _Frame | None = None
         self._frame = self._epoch = 0
         self._background: set[asyncio.Task] = set()
         self._sent_since = self._dropped = 0
         self._encode_s = self._ack_s = 0.0
+        self._metrics = metrics or Metrics()
+        self._delay = ActionDelay(self._metrics.action_to_send)
         self._saved = saved
         if saved is not None:
             self._recall(saved.note, saved.meta)
 
     # ---- the visitor comes, speaks, and goes --------------------------------------------------------------------------
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of this session's world; to be asked in the engine's thread."""
+        world = self._seat.world if self._seat is not None else None
+        return getattr(world, "num_bytes", 0)
+
     async def attach(self, connection: Connection, hello: p.Hello) -> None:
         """Stream to `connection` from now on; an older one is told that it was replaced."""
+        fresh = self._seat is None and self._opening is None and self._saved is None
         resumed, old = self._seat is not None or self._saved is not None, self.connection
         self.connection = None
         if old is not None:
             self._in_background(_dismiss(old, p.End(reason="replaced"), p.CloseCode.REPLACED))
         self._controls = Controls()
+        self._delay.forget()
         self._credit = Credit(min(hello.window, self._settings.window))
         height, width = self._model.size
+        if self._lockstep != (hello.mode == "lockstep"):
+            self._lockstep = not self._lockstep
+            self._steps.clear(), self._unacked.clear()
+        self._codec = hello.codec
         ready = p.Ready(
             session=self.id, resume=self.token, resumed=resumed, fps=float(self._model.fps), width=width, height=height,
-            chunk=self._model.chunk_frames, window=self._credit.window, keys=dict(p.KEY_BINDINGS),
+            seq=self._step_seq, mode=hello.mode, codec=hello.codec, chunk=self._model.chunk_frames, window=self._credit.window,
+            keys=dict(p.KEY_BINDINGS),
         )  # fmt: skip
+        refusal = self._request_reset(hello) if fresh else None
         await connection.send(ready)
+        if refusal is not None:
+            await connection.send(refusal)
         await connection.send(self._state())
-        self._queue = deque(replace(frame, seq=0) for frame in self._queue)  # the newcomer counts its messages from 1
-        if self._shown is not None and not self._queue:
-            self._queue.append(replace(self._shown, seq=0, flags=p.Flags.KEY | p.Flags.RESET))
+        if self._lockstep:
+            lost = [frame for frame in self._unacked if frame.number > hello.frame]
+            self._unacked.clear()
+            self._queue.extendleft(reversed(lost))
+        else:
+            self._queue = deque(replace(frame, seq=0) for frame in self._queue)  # the newcomer counts its messages from 1
+            if self._shown is not None and not self._queue:
+                self._queue.append(replace(self._shown, seq=0, flags=p.Flags.KEY | p.Flags.RESET, info=None, number=0))
         self._clock.skip_to(time.monotonic())
         self.connection = connection
         self._touch()
@@ -162,7 +197,12 @@ class Session:
         """Act on one message. Raises `ProtocolError` when it makes no sense now."""
         match message:
             case p.ActionMessage():
+                if self._lockstep:
+                    raise p.ProtocolError("Bad message: a lockstep world moves by step messages, not by action.")
+                self._delay.arrived(message.seq)
                 self._controls.update(message.seq, message.keys, message.look)
+            case p.Step():
+                self._ask(message)
             case p.Ack():
                 self._acknowledge(message.frame)
                 return
@@ -170,7 +210,9 @@ class Session:
                 await self._send(p.Pong(t=message.t))
                 return
             case p.Reset():
-                await self._request_reset(message)
+                refusal = self._request_reset(message)
+                if refusal is not None:
+                    await self._send(refusal)
             case p.Config():
                 self._new_prompt = message.prompt if message.prompt is not None else self._new_prompt
                 self._prompt = message.prompt if message.prompt is not None else self._prompt
@@ -187,6 +229,12 @@ class Session:
             case _:
                 raise p.ProtocolError(f"Bad message: {message.type} is not understood here.")
         self._touch()
+
+    def expects(self, message: p.ClientMessage) -> bool:
+        """Whether the server's own pace bounds how many of these come: acknowledgements of frames on their way, steps in lockstep."""
+        if isinstance(message, p.Ack):
+            return self._credit.awaits(message.frame)
+        return self._lockstep and isinstance(message, p.Step)
 
     async def end(self, reason: str, code: p.CloseCode | int) -> None:
         """Tell the visitor why it is over and close the connection."""
@@ -228,19 +276,18 @@ class Session:
     def _from_gallery(self, entry: Any) -> Origin:
         return Origin(Path(entry.image_path), entry.prompt, 0, gallery=entry.name)
 
-    async def _request_reset(self, reset: p.Reset) -> None:
+    def _request_reset(self, reset: p.Reset | p.Hello) -> p.Error | None:
+        """Begin there as soon as may be, or say why not."""
         origin = self._origin
         if reset.gallery is not None:
             entry = next((entry for entry in self._model.gallery if entry.name == reset.gallery), None)
             if entry is None:
-                await self._send(p.Error(code="not_found", message=f"There is no world called {reset.gallery!r} here."))
-                return
+                return p.Error(code="not_found", message=f"There is no world called {reset.gallery!r} here.")
             origin = self._from_gallery(entry)
         elif reset.image is not None:
             picture = self._find_image(reset.image)
             if picture is None:
-                await self._send(p.Error(code="not_found", message="That picture is not here any more; upload it again."))
-                return
+                return p.Error(code="not_found", message="That picture is not here any more; upload it again.")
             origin = Origin(Image.fromarray(picture), "", 0, image=reset.image)
         if reset.prompt is not None:
             origin = replace(origin, prompt=reset.prompt)
@@ -249,7 +296,9 @@ class Session:
         self._reset, self._saved = origin, None
         self._epoch += 1
         self._paused = False
-        self._queue.clear()
+        for waiting in (self._queue, self._steps, self._unacked):
+            waiting.clear()
+        return None
 
     async def _begin_world(self, origin: Origin) -> None:
         saved, self._saved = self._saved, None
@@ -279,7 +328,8 @@ class Session:
         else:
             if self._reset is None:
                 frame = world.first_frame if saved is None else world.last_frame
-                self._queue.append(_Frame(frame, 0, self._controls.seq, p.Flags.KEY | p.Flags.RESET))
+                seq = self._step_seq if self._lockstep else self._controls.seq
+                self._queue.append(_Frame(frame, 0, seq, p.Flags.KEY | p.Flags.RESET))
                 self._clock.skip_to(time.monotonic())
         await self._send(self._state(loading=self._reset is not None))
 
@@ -287,7 +337,7 @@ class Session:
         """The world that `make` gives, in this session's seat."""
         if self._seat is not None:
             return await asyncio.wrap_future(self._engine.replace(self._seat, make))
-        self._opening = self._engine.open(make, token=self.token, note=self._note)
+        self._opening = self._engine.open(make, exact=self._lockstep, token=self.token, note=self._note)
         self._seat = await asyncio.wrap_future(self._opening)
         return self._seat.world
 
@@ -326,18 +376,25 @@ class Session:
                 await self._begin_world(origin)
                 self._changed.set()
                 continue
-            due = self._clock.start_by(len(self._queue), self._until_frames.cautious + _SEND_MARGIN_S)
+            if self._lockstep:
+                due = 0.0
+            else:
+                due = self._clock.start_by(len(self._queue), self._until_frames.cautious + _SEND_MARGIN_S)
             await self._play_chunk(max(due, time.monotonic()))
 
     async def _play_chunk(self, due: float) -> None:
         """One chunk, started when it is `due`, unless the visitor resets, pauses or goes before that."""
         world, epoch, controls, seq = self._seat.world, self._epoch, self._controls, 0
+        asked = self._steps[0] if self._lockstep else None
 
         def latch() -> list:  # in the engine's thread, when the chunk starts
             nonlocal seq
             seq, prompt, self._new_prompt = controls.seq, self._new_prompt, None
             if prompt is not None:
                 world.prompt = prompt
+            if asked is not None:
+                seq = asked.seq
+                return [Action.from_vector(vector) for vector in asked.actions]
             return controls.latch(self._model.chunk_frames, self._speed)
 
         step = self._engine.step(self._seat, latch, due)
@@ -350,8 +407,10 @@ class Session:
             chunk = await made
             self._until_frames.update(time.monotonic() - due)
             if epoch == self._epoch:
-                self._enqueue(chunk, seq if controls is self._controls else 0)
-            await done  # the memory is written after the frames have left
+                if asked is not None and asked in self._steps:
+                    self._steps.remove(asked)
+                self._enqueue(chunk, seq if asked is not None or controls is self._controls else 0, 1e3 * (time.monotonic() - due))
+            self._metrics.step.observe(await done)  # the memory is written after the frames have left
         finally:
             made.cancel(), done.cancel()  # nobody asks them any more
         self._step_time.update(time.monotonic() - due)
@@ -359,47 +418,88 @@ class Session:
 
     def _may_step(self) -> bool:
         awake = self.connection is not None and self._seat is not None and not self._paused
+        if self._lockstep:
+            return awake and bool(self._steps) and len(self._queue) < 2 * self._model.chunk_frames
         if self._rests and not self._controls.active and self._new_prompt is None:
             return False  # nothing moves here but the camera: who stands still sees a still picture
         return awake and not self._credit.stalled(time.monotonic(), self._settings.stall_s)
 
-    def _enqueue(self, chunk: Any, seq: int) -> None:
+    def _ask(self, step: p.Step) -> None:
+        frames = self._model.chunk_frames
+        if not self._lockstep:
+            raise p.ProtocolError("Bad message: step needs a hello with mode lockstep.")
+        if step.seq != self._step_seq + 1:
+            raise p.ProtocolError(f"Bad message: the next step has seq {self._step_seq + 1}, not {step.seq}.")
+        if len(step.actions) != frames:
+            raise p.ProtocolError(f"Bad message: a chunk has {frames} frames, and so many actions; got {len(step.actions)}.")
+        if len(self._steps) >= p.MAX_PENDING_STEPS:
+            raise p.ProtocolError(f"Bad message: at most {p.MAX_PENDING_STEPS} steps may wait; read frames first.")
+        self._step_seq = step.seq
+        self._delay.arrived(step.seq)
+        self._steps.append(step)
+
+    def _enqueue(self, chunk: Any, seq: int, made_ms: float) -> None:
         if not self._queue:
             self._clock.restart(time.monotonic())
+        timings = {name: round(float(ms), 2) for name, ms in chunk.timings.items()}
+        info = p.ChunkInfo(chunk=chunk.index, action_seq=seq, frames=len(chunk.frames), made_ms=round(made_ms, 2), timings=timings)
         for i, pixels in enumerate(chunk.frames):
-            flags = p.Flags.KEY | (p.Flags.CHUNK_START if i == 0 else p.Flags.NONE)
-            self._queue.append(_Frame(pixels, chunk.index, seq, flags))
+            first = i == 0
+            flags = p.Flags.KEY | (p.Flags.CHUNK_START if first else p.Flags.NONE)
+            self._queue.append(_Frame(pixels, chunk.index, seq, flags, info if first else None))
         self._changed.set()
 
     async def _send_loop(self) -> None:
         while True:
             await self._until(lambda: bool(self._queue) and self.connection is not None and not self._paused and self._credit.available)
             wait = self._clock.due - time.monotonic()
-            if wait > 0:
+            if wait > 0 and not self._lockstep:
                 await asyncio.sleep(wait)
                 continue
             connection, credit, epoch = self.connection, self._credit, self._epoch
             frame = self._next_frame()
             begun = time.perf_counter()
-            payload = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, frame.pixels, self._quality)
-            self._encode_s += (time.perf_counter() - begun - self._encode_s) / 8
+            codec = self._codec
+            payload = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, frame.pixels, codec, self._quality)
+            encode_s = time.perf_counter() - begun
+            self._encode_s += (encode_s - self._encode_s) / 8
+            self._metrics.encode.observe(encode_s)
             if connection is not self.connection or epoch != self._epoch:
                 continue
-            self._shown, self._frame, self._sent_since = frame, self._frame + 1, self._sent_since + 1
+            if not frame.number:
+                self._frame += 1
+                frame = replace(frame, number=self._frame)
+            self._shown, self._sent_since = frame, self._sent_since + 1
             now = time.monotonic()
-            credit.sent(self._frame, now)
+            credit.sent(frame.number, now)
             height, width = frame.pixels.shape[:2]
             t_ms = int((now - self._born) * 1000)
-            header = p.FrameHeader(self._frame, frame.seq, frame.chunk, t_ms, width, height, flags=frame.flags)
+            if frame.info is not None:
+                await connection.send(frame.info)
+            header = p.FrameHeader(frame.number, frame.seq, frame.chunk, t_ms, width, height, p.Codec[codec.upper()], frame.flags)
             await connection.send_frame(p.pack_frame(header, payload))
+            self._delay.sent(frame.seq)
+            self._metrics.frames_sent.inc()
+            self._metrics.bytes_sent.inc(p.HEADER.size + len(payload))
 
     def _next_frame(self) -> _Frame:
-        """The frame that is due. On a link too slow for all of them, late ones are skipped; their flags are kept."""
+        """The frame that is due. On a link too slow for all of them, late ones are skipped; their flags are kept. In lockstep none is:
+        it has its number, and is kept until it was acknowledged.
+        """
         frame = self._queue.popleft()
+        if self._lockstep:
+            if not frame.number:
+                self._frame += 1
+                frame = replace(frame, number=self._frame)
+            self._unacked.append(frame)
+            self._changed.set()  # there is room for another chunk
+            return frame
         while self._queue and time.monotonic() - self._clock.due >= self._clock.period:
             self._clock.tick()
             self._dropped += 1
-            frame = replace(self._queue[0], flags=self._queue.popleft().flags | frame.flags)
+            self._metrics.frames_dropped.inc()
+            newer = self._queue.popleft()
+            frame = replace(newer, flags=newer.flags | frame.flags, info=newer.info or frame.info)
         self._clock.tick()
         return frame
 
@@ -421,6 +521,8 @@ class Session:
     def _acknowledge(self, frame: int) -> None:
         if frame > self._frame:
             raise p.ProtocolError(f"Bad message: frame {frame} was acknowledged before it was sent.")
+        while self._unacked and self._unacked[0].number <= frame:
+            self._unacked.popleft()
         delay = self._credit.acknowledge(frame, time.monotonic())
         if delay is not None:
             self._ack_s += (delay - self._ack_s) / 8
@@ -455,5 +557,9 @@ async def _dismiss(connection: Connection, message: p.ServerMessage, code: p.Clo
     await connection.close(code)
 
 
-def _encode(pixels: np.ndarray, quality: int) -> bytes:
+def _encode(pixels: np.ndarray, codec: str, quality: int) -> bytes:
+    if codec == "png":
+        out = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=1)
+        return out.getvalue()
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorspace="RGB", colorsubsampling="420")

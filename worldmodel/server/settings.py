@@ -41,12 +41,18 @@ class ServerSettings:
     """Sustained rate of client messages; bursts of twice that pass."""
     upload_bytes: int = 10 * 1024 * 1024
     uploads_kept: int = 32
+    access_token: str | None = None
+    """A secret without which nobody gets a ticket (and, with this set, nobody enters without one); None: everybody may enter."""
+    ticket_s: float = 60.0
+    """How long a ticket is good for."""
     allowed_origins: tuple[str, ...] = ()
     """Origins besides the server's own that may open a stream, for example ``https://example.org``."""
 
     def __post_init__(self) -> None:
         if self.worlds < 1 or self.history < 0 or self.time_limit_s < 0:
             raise ValueError(f"worlds is 1 or more, history and time_limit_s are 0 or more, got {self}.")
+        if self.access_token is not None and len(self.access_token) < 16:
+            raise ValueError("access_token has 16 characters or more; `openssl rand -hex 16` makes one.")
         if not 1 <= self.window <= 16:
             raise ValueError(f"window is 1 to 16 frames, got {self.window}.")
         if not 1 <= self.quality <= 95:

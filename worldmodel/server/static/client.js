@@ -23,8 +23,9 @@ const NOTES = {
  * Build the view inside `element` and connect.
  *
  * @param {HTMLElement} element is filled; its own content is replaced
- * @param {{url?: string, base?: string, gallery?: boolean, onWorld?: function(object): void}} options
+ * @param {{url?: string, base?: string, token?: string, gallery?: boolean, onWorld?: function(object): void}} options
  *   base: address of the server, default where this file came from; url: of the stream, default below base;
+ *   token: the server's access token, default what follows #token= in the page's address;
  *   gallery: whether to show the strip of start pictures, default true; onWorld: called with the server's `world` messages
  * @returns a handle: reset, setPrompt, setSpeed, pause, resume, togglePause, upload, focus, stats, destroy, state
  */
@@ -33,14 +34,23 @@ export function mountWorld(element, options = {}) {
   const streamUrl = new URL(options.url ?? new URL("api/v1/stream", base), document.baseURI);
   streamUrl.protocol = streamUrl.protocol.replace("http", "ws");
 
+  const token = options.token ?? new URLSearchParams(location.hash.slice(1)).get("token");
+  const authorization = token ? { Authorization: `Bearer ${token}` } : {};
+
   const state = { status: "connecting", ready: null, world: null, stats: null, frame: 0, chunk: 0, seq: 0 };
   const latencies = [];
   const pending = new Map(); // seq -> time of the key event, until a frame shows it
   const view = buildView(element, base);
   const player = new Player(view.canvas, { ack: (frame) => connection.send({ type: "ack", frame }), onPaint: painted });
   const controls = new Controls(view.canvas, view.pads, sendAction);
-  const connection = new Connection(streamUrl.href, { onState: connected, onMessage: received, onFrame: arrived });
+  const connection = new Connection(streamUrl.href, { onState: connected, onMessage: received, onFrame: arrived }, ticket);
   const strip = options.gallery === false ? null : new Strip(view.strip, base, { onPick: pick, onFile: upload });
+
+  async function ticket() {
+    if (!token) return null;
+    const response = await fetch(new URL("api/v1/sessions", base), { method: "POST", headers: authorization });
+    return (await response.json()).ticket ?? null;
+  }
 
   function sendAction(keys, look, time) {
     const seq = state.seq + 1;
@@ -134,7 +144,7 @@ export function mountWorld(element, options = {}) {
     view.say("Uploading the picture.");
     let answer;
     try {
-      const response = await fetch(new URL("api/v1/images", base), { method: "POST", body: file });
+      const response = await fetch(new URL("api/v1/images", base), { method: "POST", body: file, headers: authorization });
       answer = await response.json();
     } catch {
       answer = { error: "The picture could not be sent." };

@@ -6,18 +6,20 @@ const FIRST_DELAY_MS = 250;
 const LONGEST_DELAY_MS = 5000;
 
 // Close codes after which coming back by itself would be wrong: the visitor is asked first.
-const FINAL = { 4400: "failed", 4408: "idle", 4409: "replaced", 4500: "engine" };
+const FINAL = { 4400: "failed", 4401: "failed", 4426: "failed", 4408: "idle", 4409: "replaced", 4500: "engine" };
 const BUSY = 4429;
 
 export class Connection {
   /**
    * @param {string} url of the stream (ws: or wss:)
+   * @param {function(): Promise<string|null>} ticket asked for before every hello; null where the server wants none
    * @param {{onState: function(string, object), onMessage: function(object), onFrame: function(ArrayBuffer)}} handlers
    *   states: connecting, open, lost {inMs}, busy {inMs, message}, failed | idle | replaced | engine {message}
    */
-  constructor(url, handlers) {
+  constructor(url, handlers, ticket = async () => null) {
     this.url = url;
     this.handlers = handlers;
+    this.ticket = ticket;
     this.attempt = 0;
     this.closed = false;
     this.key = `worldmodel.resume ${url}`;
@@ -40,7 +42,10 @@ export class Connection {
     this.handlers.onState("connecting", {});
     const socket = (this.socket = new WebSocket(this.url, [SUBPROTOCOL]));
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => this.send({ type: "hello", proto: PROTOCOL, resume: recall(this.key) });
+    socket.onopen = async () => {
+      const ticket = await this.ticket().catch(() => null);
+      if (socket === this.socket) this.send({ type: "hello", proto: PROTOCOL, ticket, resume: recall(this.key) });
+    };
     socket.onmessage = (event) => {
       if (socket !== this.socket) return;
       if (typeof event.data !== "string") return this.handlers.onFrame(event.data);
