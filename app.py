@@ -21,6 +21,7 @@ import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
+from worldmodel.configs import MEMORY_NAMES  # noqa: E402
 from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
 from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
 from worldmodel.server.run import DrainingServer, run  # noqa: E402
@@ -171,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--model", default="tiny", help="packaged name, folder or hub id of the weights (default: %(default)s)")
+    parser.add_argument("--memory", choices=MEMORY_NAMES, help="what becomes of what leaves the window (default: the model's own memory)")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may open a stream")
     parser.add_argument("--worlds", type=int, default=1, metavar="N", help="visitors who walk at once (default: %(default)s)")
     parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
@@ -183,6 +185,8 @@ def main(argv: list[str] | None = None) -> int:
         with listen(args.host, args.port) as listener:
             try:
                 model = load_model(args.model)
+                if args.memory is not None:
+                    model = model.with_memory(model.config.memory.named(args.memory))
             except (OSError, ValueError) as error:
                 raise SystemExit(str(error)) from None
             app = build_app(model, server_settings(args))
