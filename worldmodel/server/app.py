@@ -2,6 +2,9 @@
 
 WS   /api/v1/stream                     messages and frames of `protocol`
 POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
+POST /api/v1/worlds                     body: a world file; answer: {"id": ...} for `reset`
+GET  /api/v1/files/{id}                 a saved world or video, for a while
+GET  /api/v1/thumbnails/{key}/{number}  small pictures of a session's timeline
 GET  /api/v1/gallery                    worlds to start in, each with a thumbnail
 POST /api/v1/sessions                   {"ticket": ..., "expires_in_s": 60}; wants the access token, if there is one
 GET  /healthz                           {"ok": true, "occupied": false}: the process lives
@@ -23,15 +26,18 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.datastructures import Headers
 
 from worldmodel.images import ImageError, load_start_image
 from worldmodel.server import protocol as p
-from worldmodel.server.lobby import Busy, Lobby, Stopping
+from worldmodel.server.branches import NotPossible
+from worldmodel.server.files import Files
+from worldmodel.server.lobby import Busy, Gone, Lobby, Stopping
 from worldmodel.server.metrics import CONTENT_TYPE
+from worldmodel.server.origin import read_world
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.tickets import Tickets
@@ -54,7 +60,8 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     """Application that lets visitors walk through worlds of `model`, `ServerSettings.worlds` at once."""
     settings = settings or ServerSettings()
     uploads = Uploads(settings.uploads_kept)
-    lobby = Lobby(model, settings, uploads.get)
+    files = Files(settings.file_s, settings.files_kept, settings.files_bytes)
+    lobby = Lobby(model, settings, uploads.get, files)
     tickets = Tickets(settings.ticket_s)
     gallery = {entry.name: entry for entry in model.gallery}
     thumbnails: dict[str, bytes] = {}
@@ -63,6 +70,7 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await lobby.close()
+        files.close()
 
     app = FastAPI(title="worldmodel", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.lobby = lobby
@@ -109,6 +117,45 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
             return refused(422, "image", str(error))
         return JSONResponse({"id": uploads.add(picture)})
 
+    @app.post("/api/v1/worlds")
+    async def upload_world(request: Request) -> Response:
+        answer = denied(request)
+        if answer is not None:
+            return answer
+        path, size = files.new_path(), 0
+        try:
+            with path.open("wb") as out:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > settings.world_bytes:
+                        return refused(413, "bytes", f"The file is too large: at most {settings.world_bytes // 2**20} MB.")
+                    await asyncio.to_thread(out.write, part)
+            await asyncio.to_thread(read_world, path, model)
+            return JSONResponse({"id": files.add(path, "world.world", "application/octet-stream")})
+        except NotPossible as error:
+            return refused(422, "world", str(error))
+        except OSError:
+            return refused(507, "disk", "The disk is full or cannot be written.")
+        finally:
+            if not files.knows(path):
+                path.unlink(missing_ok=True)
+
+    @app.get("/api/v1/files/{key}")
+    async def download(key: str) -> Response:
+        file = files.get(key)
+        if file is None:
+            return refused(404, "name", "There is no such file, or not any more.")
+        headers = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
+        return FileResponse(file.path, media_type=file.media_type, filename=file.name, headers=headers)
+
+    @app.get("/api/v1/thumbnails/{key}/{number}")
+    async def moment(key: str, number: int) -> Response:
+        thumbnails = lobby.thumbnails(key)
+        picture = await thumbnails.wait_for(number) if thumbnails is not None else None
+        if picture is None:
+            return refused(404, "name", "There is no such picture, or not any more.")
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})
+
     @app.get("/api/v1/gallery")
     async def list_gallery() -> list[dict[str, str]]:
         return [
@@ -149,6 +196,11 @@ class _Socket:
         self._websocket = websocket
         self._lock = asyncio.Lock()
         self._dead = False
+        self.address = websocket.client.host if websocket.client else ""
+
+    @property
+    def gone(self) -> bool:
+        return self._dead
 
     async def send(self, message: p.ServerMessage) -> None:
         await self._guarded(self._websocket.send_text, message.model_dump_json())
@@ -207,7 +259,7 @@ async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, ticket
         await socket.close(1012)
     except TimeoutError:
         await socket.close(p.CloseCode.BAD_MESSAGE)
-    except WebSocketDisconnect:
+    except (WebSocketDisconnect, Gone):
         return
     else:
         for_good = False
