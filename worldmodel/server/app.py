@@ -1,6 +1,7 @@
 """The HTTP and WebSocket routes around one model. Nothing here knows of any page.
 
 WS   /api/v1/stream                     messages and frames of `protocol`
+POST /api/v1/stream/http                the same over HTTP (`http_stream`); further messages to .../http/{channel}
 POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
 POST /api/v1/worlds                     body: a world file; answer: {"id": ...} for `reset`
 GET  /api/v1/files/{id}                 a saved world or video, for a while
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import io
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +28,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.datastructures import Headers
@@ -35,6 +37,7 @@ from worldmodel.images import ImageError, load_start_image
 from worldmodel.server import protocol as p
 from worldmodel.server.branches import NotPossible
 from worldmodel.server.files import Files
+from worldmodel.server.http_stream import MAX_BODY, HttpStream
 from worldmodel.server.lobby import Busy, Gone, Lobby, Stopping
 from worldmodel.server.metrics import CONTENT_TYPE
 from worldmodel.server.origin import read_world
@@ -43,6 +46,7 @@ from worldmodel.server.settings import ServerSettings
 from worldmodel.server.tickets import Tickets
 from worldmodel.server.uploads import Uploads
 
+log = logging.getLogger(__name__)
 STATIC_DIR = Path(__file__).parent / "static"
 THUMBNAIL_SIDE = 320
 SEND_TIMEOUT_S = 5.0
@@ -79,11 +83,11 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         lobby.metrics.refused.labels(reason).inc()
         return JSONResponse({"error": message}, status_code=status)
 
-    def denied(request: Request) -> Response | None:
-        """The answer to a page of another site, or to somebody without the access token."""
+    def denied(request: Request, token: bool = True) -> Response | None:
+        """The answer to a page of another site, or, where the `token` is asked for, to somebody without it."""
         if not _origin_allowed(request.headers, settings):
             return refused(403, "origin", "This is for this server's own page only.")
-        if not _authorized(request.headers, settings):
+        if token and not _authorized(request.headers, settings):
             return refused(401, "token", "This server asks for its access token.")
         return None
 
@@ -97,6 +101,42 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         await websocket.accept(subprotocol=p.SUBPROTOCOL if p.SUBPROTOCOL in wanted else None)
         await _serve(_Socket(websocket), lobby, settings, tickets)
 
+    streams: dict[str, HttpStream] = {}
+
+    @app.post("/api/v1/stream/http")
+    async def stream_http(request: Request) -> Response:
+        answer = denied(request, token=False)  # hello has a ticket, as on the socket
+        if answer is not None:
+            return answer
+        body = await _body(request, MAX_BODY)
+        stream = HttpStream(request.client.host if request.client else "", SEND_TIMEOUT_S)
+        if body is None or not stream.take(body):
+            return refused(413, "bytes", "Say hello in at most 65536 bytes.")
+
+        async def serve(stream: HttpStream) -> None:
+            streams[stream.channel] = stream
+            try:
+                await _serve(stream, lobby, settings, tickets)
+            finally:
+                del streams[stream.channel]
+                stream.drop()
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream.records(serve), media_type="application/octet-stream", headers=headers)
+
+    @app.post("/api/v1/stream/http/{channel}")
+    async def say_http(channel: str, request: Request) -> Response:
+        answer = denied(request, token=False)
+        if answer is not None:
+            return answer
+        stream = streams.get(channel)
+        if stream is None:
+            return refused(404, "name", "This stream has ended.")
+        body = await _body(request, MAX_BODY)
+        if body is None:
+            return refused(413, "bytes", "Messages have at most 65536 bytes.")
+        return Response(status_code=204) if stream.take(body) else refused(429, "rate", "Too many messages wait; send fewer.")
+
     @app.post("/api/v1/sessions")
     async def ticket(request: Request) -> Response:
         return denied(request) or JSONResponse({"ticket": tickets.issue(), "expires_in_s": settings.ticket_s})
@@ -106,13 +146,11 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         answer = denied(request)
         if answer is not None:
             return answer
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > settings.upload_bytes:
-                return refused(413, "bytes", f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
+        body = await _body(request, settings.upload_bytes)
+        if body is None:
+            return refused(413, "bytes", f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
         try:
-            picture = await asyncio.to_thread(load_start_image, bytes(body), model.size)
+            picture = await asyncio.to_thread(load_start_image, body, model.size)
         except ImageError as error:
             return refused(422, "image", str(error))
         return JSONResponse({"id": uploads.add(picture)})
@@ -231,10 +269,21 @@ class _Socket:
             self._dead = True
 
 
-async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, tickets: Tickets) -> None:
+async def _body(request: Request, limit: int) -> bytes | None:
+    """What was posted; None when it has more than `limit` bytes."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+async def _serve(socket: _Socket | HttpStream, lobby: Lobby, settings: ServerSettings, tickets: Tickets) -> None:
     """One connection from hello to close."""
 
     async def refuse(error: p.Error, code: p.CloseCode) -> None:
+        log.info("refused", extra={"reason": error.code, "why": error.message})
         lobby.metrics.refused.labels(error.code).inc()
         await socket.send(error)
         await socket.close(code)
@@ -269,7 +318,7 @@ async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, ticket
             lobby.leave(session, socket, for_good)
 
 
-async def _listen(socket: _Socket, session: Session, settings: ServerSettings, refuse: Callable) -> bool:
+async def _listen(socket: _Socket | HttpStream, session: Session, settings: ServerSettings, refuse: Callable) -> bool:
     """Hand messages to the session until the connection ends; True when the visitor said bye."""
     tokens, filled = 2 * settings.messages_per_s, time.monotonic()
     try:

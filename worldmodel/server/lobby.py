@@ -64,7 +64,7 @@ class Lobby:
             from worldmodel.autosave import Autosave  # with torch, which a server of doubles does without
 
             self._autosave = Autosave(settings.autosave)
-        self.engine = Engine(model, EngineConfig(worlds=settings.worlds), self._autosave)
+        self.engine = Engine(model, EngineConfig(worlds=settings.worlds, batch=settings.batch), self._autosave)
         self.admission = Admission(
             AdmissionConfig(
                 settings.worlds, settings.line, settings.time_limit_s, settings.idle_s, settings.places_each, settings.busy_retry_s
@@ -112,6 +112,7 @@ class Lobby:
         token = hello.resume if saved is not None else None
         visit = _Visit(Session(self.engine, self._settings, self._find_image, self._files, token, saved, self.metrics), ticket)
         self._visits.append(visit)
+        log.info("enter", extra={"session": visit.session.id, "mode": hello.mode, "resumed": saved is not None, "here": len(self._visits)})
         visit.task = asyncio.create_task(self._run(visit))
         return visit
 
@@ -237,6 +238,8 @@ class Lobby:
             return
         self._keep(visit)
         self._visits.remove(visit)
+        stayed_s = round(time.monotonic() - (visit.ticket.since or 0.0), 1)
+        log.info("leave", extra={"session": visit.session.id, "stayed_s": stayed_s, "kept": keep, "here": len(self._visits)})
         self._leave_line(visit.ticket)
         if visit.task is not None:
             visit.task.cancel()

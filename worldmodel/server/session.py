@@ -29,6 +29,7 @@ from worldmodel.engine import Engine, EngineFull, EngineStopped, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server import timeline as tl
+from worldmodel.server.adapt import Adaptation, Picture, resized
 from worldmodel.server.branches import Branches, NotPossible
 from worldmodel.server.controls import Controls
 from worldmodel.server.exports import save_video, save_world
@@ -118,6 +119,7 @@ class Session:
         self._controls = Controls()
         self._credit = Credit(settings.window)
         self._clock = PlayoutClock(model.fps)
+        self._adaptation = Adaptation()
         self._until_frames, self._step_time = StepTime(), StepTime()
         self._queue: deque[_Frame] = deque()
         self._lockstep, self._codec = False, "jpeg"
@@ -127,7 +129,7 @@ class Session:
         self._shown: _Frame | None = None
         self._frame = self._epoch = 0
         self._background: set[asyncio.Task] = set()
-        self._sent_since = self._dropped = 0
+        self._sent_since = self._dropped = self._held_up = 0
         self._encode_s = self._ack_s = 0.0
         self._metrics = metrics or Metrics()
         self._delay = ActionDelay(self._metrics.action_to_send)
@@ -153,6 +155,7 @@ class Session:
         self._controls = Controls()
         self._delay.forget()
         self._credit = Credit(min(hello.window, self._settings.window))
+        self._adaptation = Adaptation()
         height, width = self._model.size
         if self._lockstep != (hello.mode == "lockstep"):
             self._lockstep = not self._lockstep
@@ -565,16 +568,21 @@ class Session:
 
     async def _send_loop(self) -> None:
         while True:
+            late = bool(self._queue) and not self._credit.available  # the link's fault, or its other end's
             await self._until(lambda: bool(self._queue) and self.connection is not None and not self._paused and self._credit.available)
             wait = self._clock.due - time.monotonic()
             if wait > 0 and not self._lockstep:
                 await asyncio.sleep(wait)
                 continue
             connection, credit, epoch = self.connection, self._credit, self._epoch
+            skipped = self._dropped
             frame = self._next_frame()
+            self._held_up += self._dropped - skipped if late else 0
             begun = time.perf_counter()
-            codec = self._codec
-            payload = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, frame.pixels, codec, self._quality)
+            height, width = frame.pixels.shape[:2]
+            picture = self._adaptation.picture(self._quality, width, height)
+            work = _encode, frame.pixels, self._codec, picture
+            codec, payload = await asyncio.get_running_loop().run_in_executor(self._encoder, *work)
             encode_s = time.perf_counter() - begun
             self._encode_s += (encode_s - self._encode_s) / 8
             self._metrics.encode.observe(encode_s)
@@ -586,11 +594,11 @@ class Session:
             self._shown, self._sent_since = frame, self._sent_since + 1
             now = time.monotonic()
             credit.sent(frame.number, now)
-            height, width = frame.pixels.shape[:2]
+            flags = frame.flags | (p.Flags.REDUCED if picture.reduced else p.Flags.NONE)
             t_ms = int((now - self._born) * 1000)
             if frame.info is not None:
                 await connection.send(frame.info)
-            header = p.FrameHeader(frame.number, frame.seq, frame.chunk, t_ms, width, height, p.Codec[codec.upper()], frame.flags)
+            header = p.FrameHeader(frame.number, frame.seq, frame.chunk, t_ms, picture.width, picture.height, codec, flags)
             await connection.send_frame(p.pack_frame(header, payload))
             self._delay.sent(frame.seq)
             self._metrics.frames_sent.inc()
@@ -622,10 +630,14 @@ class Session:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
+            if not self._lockstep and self._codec == "jpeg":
+                self._adaptation.second(self._sent_since, self._held_up)
+            self._held_up = 0
             stats = p.Stats(
                 fps=round(self._sent_since / (now - since), 1), step_ms=round(1e3 * self._step_time.typical, 1),
                 encode_ms=round(1e3 * self._encode_s, 2), latency_ms=round(1e3 * self._ack_s, 1),
-                quality=self._quality, dropped=self._dropped, first=self._first, memory_bytes=self._memory_bytes,
+                quality=self._adaptation.picture(self._quality, *self._model.size).quality, dropped=self._dropped,
+                first=self._first, memory_bytes=self._memory_bytes,
             )  # fmt: skip
             since, self._sent_since = now, 0
             await self._send(stats)
@@ -671,9 +683,9 @@ async def _dismiss(connection: Connection, message: p.ServerMessage, code: p.Clo
     await connection.close(code)
 
 
-def _encode(pixels: np.ndarray, codec: str, quality: int) -> bytes:
+def _encode(pixels: np.ndarray, codec: str, picture: Picture) -> tuple[p.Codec, bytes]:
     if codec == "png":
         out = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=1)
-        return out.getvalue()
-    return tl.encode(pixels, quality)
+        return p.Codec.PNG, out.getvalue()
+    return p.Codec.JPEG, tl.encode(resized(pixels, picture), picture.quality)

@@ -15,6 +15,8 @@ class ServerSettings:
 
     worlds: int = 1
     """Visitors who walk at once, each in a world of their own; those that are due are stepped as one batch."""
+    batch: int = 0
+    """Worlds stepped together at most; 0: all that are due, 1: one after the other."""
     line: int = 0
     """Visitors who may wait in line when all places are taken; others are refused."""
     places_each: int = 0
@@ -64,8 +66,8 @@ class ServerSettings:
     """Origins besides the server's own that may open a stream, for example ``https://example.org``."""
 
     def __post_init__(self) -> None:
-        if self.worlds < 1 or min(self.history, self.branches, self.line, self.places_each, self.time_limit_s) < 0:
-            raise ValueError("worlds is 1 or more; history, branches, line, places_each and time_limit_s are 0 or more.")
+        if self.worlds < 1 or min(self.history, self.branches, self.batch, self.line, self.places_each, self.time_limit_s) < 0:
+            raise ValueError("worlds is 1 or more; history, branches, batch, line, places_each and time_limit_s are 0 or more.")
         if self.access_token is not None and len(self.access_token) < 16:
             raise ValueError("access_token has 16 characters or more; `openssl rand -hex 16` makes one.")
         if not 1 <= self.window <= 16:
