@@ -24,7 +24,7 @@ class Record:
     def __init__(self, engine: Engine, settings: ServerSettings, files: Files) -> None:
         self._engine, self._files = engine, files
         self.key = secrets.token_urlsafe(18)
-        self.thumbnails = tl.Thumbnails(settings.history + 1 + settings.branches)
+        self.thumbnails = tl.Thumbnails(2 * (settings.history + 1))  # those of moments that were gone back from are in it for a while
         self.branches = Branches(engine, lambda: tl.Timeline(settings.history + 1, settings.recording_bytes), settings.branches)
         self._saving: set[str] = set()
         self._encoding: set[asyncio.Task] = set()

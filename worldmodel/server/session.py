@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from worldmodel.actions import Action
-from worldmodel.engine import Engine, EngineFull, Seat
+from worldmodel.engine import Engine, EngineFull, EngineStopped, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server.adapt import Adaptation, Picture, resized
@@ -244,7 +244,7 @@ class Session:
                 if message.about == "timeline":
                     await self._send(self._record.timeline(self._first))
                 elif self._seat is not None:
-                    await self._send(await asyncio.wrap_future(self._engine.call(memory_message, self._seat.world)))
+                    self._in_background(self._tell_memory())
             case p.Pause():
                 self._paused = True
                 await self._send(self._state())
@@ -404,6 +404,12 @@ class Session:
 
     async def _refuse(self, message: str) -> None:
         await self._send(p.Error(code="world", message=message))
+
+    async def _tell_memory(self) -> None:
+        try:
+            await self._send(await asyncio.wrap_future(self._engine.call(lambda: memory_message(self._seat.world))))
+        except (EngineStopped, AttributeError):  # the seat was given up meanwhile
+            await self._refuse("This world has ended.")
 
     async def _save(self, kind: str) -> None:
         """Make a file while the walk goes on."""
