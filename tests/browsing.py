@@ -115,9 +115,9 @@ def open_visit(browser, address):
 def visit(open_visit, address):
     """The one page of most tests (loading it is slow), back in the first world with nothing held."""
     visit = open_visit
-    visit.page.evaluate("document.activeElement.blur(); scrollTo(0, 0); worldView.setSpeed(1)")
+    visit.page.evaluate("worldView.setSpeed(1)")
     visit.page.locator(".wm-tile[data-name]:not(.wm-own)").first.click()
-    visit.page.evaluate("document.activeElement.blur()")
+    visit.page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     visit.wait("document.querySelector('.wm-tile[data-name]:not(.wm-own)').dataset.name === worldView.state.world.gallery")
     visit.ready().frames(2)
     visit.complaints.clear()

@@ -193,4 +193,4 @@ def test_it_is_smooth_and_answers_quickly(visit, page_model):
     step_s = stats["server"]["step_ms"] / 1000
     period = max(1 / page_model.fps, step_s / page_model.chunk_frames)
     assert stats["fps"] > 0.7 / period
-    assert stats["latency"] / 1000 < 2 * (step_s + page_model.chunk_frames * period) + 0.2
+    assert np.median(stats["latencies"][-6:]) / 1000 < 2 * (step_s + page_model.chunk_frames * period) + 0.2
