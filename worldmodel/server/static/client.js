@@ -199,6 +199,7 @@ export function mountWorld(element, options = {}) {
       transfers.failed();
       view.curtain(false);
       view.toast(message.message);
+      view.say("");
     },
   };
 
