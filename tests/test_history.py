@@ -135,6 +135,9 @@ def test_files_that_say_what_cannot_be_are_refused(tmp_path):
     broken(seed="1")
     broken(base=99)
     broken(prompts=7)
+    del state.tensors["held"]
+    broken()
+    state = world.state()
     WorldState(state.tensors, state.meta).save(tmp_path / "a.world")
     assert model.load_world(tmp_path / "a.world").index == 2
 

@@ -78,17 +78,19 @@ class WorldState:
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise WorldError(f"{path} is not a readable world file ({type(error).__name__}).") from error
+        if not isinstance(meta, dict):
+            raise WorldError(f"{path} is not a readable world file (no description).")
         if meta.get("format") not in READABLE:
             raise WorldError(f"{path} has world format {meta.get('format')!r}; this version reads formats 1 and 2.")
-        if meta["model"] != model.fingerprint:
-            raise WorldError(f"{path} was made by another model ({meta['model']}, not {model.fingerprint}); load that model first.")
+        if meta.get("model") != model.fingerprint:
+            raise WorldError(f"{path} was made by another model ({meta.get('model')}, not {model.fingerprint}); load that model first.")
         policy = meta.get("memory", "relic")
         if policy != model.config.memory.policy:
             raise WorldError(f"{path} has a memory of policy {policy!r}, this model one of {model.config.memory.policy!r}.")
-        if meta["format"] == 1:
-            meta["base"] = 0
-            tensors["held"] = torch.arange((tensors["latents"].shape[2] - 1) // model.config.chunk)
         try:
+            if meta["format"] == 1:
+                meta["base"] = 0
+                tensors["held"] = torch.arange((tensors["latents"].shape[2] - 1) // model.config.chunk)
             problem = _problem(tensors, meta, model)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             problem = f"{type(error).__name__}: {error}"
@@ -108,6 +110,8 @@ def _problem(tensors: dict[str, Tensor], meta: dict[str, Any], model: WorldModel
         return "the actions are not of whole chunks"
     if latents.shape != (1, channels, 1 + len(held) * model.config.chunk, height, width):
         return f"latents of shape {tuple(latents.shape)}"
+    if "inverse_depth" in tensors and tensors["inverse_depth"].shape[:2] != (1, latents.shape[2]):
+        return f"inverse depth of shape {tuple(tensors['inverse_depth'].shape)}"
     if poses.shape != (1 + len(held) * model.chunk_frames, 4, 4):
         return f"poses of shape {tuple(poses.shape)}"
     if type(meta["seed"]) is not int or type(meta["base"]) is not int or not 0 <= meta["base"] <= chunks:
