@@ -45,7 +45,7 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, timeout_s: float = 180.0) -> None:
+    async def start(self, timeout_s: float = 600.0) -> None:
         with self.log.open("ab") as log:
             command = [sys.executable, "-W", "ignore", "-m", self._entry, "serve", "--config", str(self._config)]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
