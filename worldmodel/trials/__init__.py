@@ -7,6 +7,7 @@ Read in this order: `report` (what is written), `server` (the process under test
 from __future__ import annotations
 
 import asyncio
+import signal
 
 from worldmodel.trials.report import Report
 
@@ -15,4 +16,10 @@ def check(what: str, model: str = "tiny", short: bool = False) -> Report:
     """Run one of the trials; `short` is a fraction of it."""
     from worldmodel.trials import faults, load, soak
 
-    return asyncio.run({"load": load, "faults": faults, "soak": soak}[what].run(model, short))
+    trial = {"load": load, "faults": faults, "soak": soak}[what]
+
+    async def stoppable() -> Report:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # the server ends too
+        return await trial.run(model, short)
+
+    return asyncio.run(stoppable())
