@@ -6,6 +6,7 @@ Deterministic: the same start picture and actions give the same pixels. `step_s`
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,15 @@ class GalleryWorld:
     prompt: str
     image_path: Path
     family: str
+
+
+@dataclass(frozen=True)
+class MemoryTile:
+    latent: int
+    at: int
+    factor: int
+    tokens: int
+    pose: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,8 @@ class FakeWorld:
         self._x = self._y = self._zoom = self._roll = 0.0
         self.index, self._finalized = 0, True
         self.log: list[Action] = []
+        self.last_frame = first_frame
+        self.memory_bytes, self.memory_tokens, self.tiles = 1000, 10, [MemoryTile(0, 0, 1, 10, np.eye(4))]
 
     def step(self, actions: Action | list[Action]) -> Chunk:
         chunk = self.generate(actions)
@@ -97,6 +109,7 @@ class FakeWorld:
         actions = [actions] * self._model.chunk_frames if isinstance(actions, Action) else as_actions(actions)
         frames = [self._render(action) for action in actions]
         self.log.extend(actions)
+        self.last_frame = frames[-1]
         chunk = Chunk(np.stack(frames), np.tile(np.eye(4, dtype=np.float32), (len(frames), 1, 1)), to_array(actions), self.index)
         self.index, self._finalized = self.index + 1, False
         time.sleep(max(0.0, 0.8 * self._model.step_s - (time.perf_counter() - begun)))
@@ -106,6 +119,28 @@ class FakeWorld:
         _assert_off_the_event_loop()
         time.sleep(0.2 * self._model.step_s)
         self._finalized = True
+
+    @property
+    def reach(self) -> int:
+        return self.index
+
+    @property
+    def path(self) -> list[tuple[int, np.ndarray]]:
+        return [(at, np.eye(4)) for at in range(self.index + 1)]
+
+    def rewinding(self, chunks: int):
+        """In two pieces: what was done before is done again."""
+        yield
+        log = self.log[: (self.index - chunks) * self._model.chunk_frames]
+        self._x = self._y = self._zoom = self._roll = 0.0
+        self.last_frame = [self.first_frame, *(self._render(action) for action in log)][-1]
+        self.index, self.log = self.index - chunks, log
+
+    def fork(self) -> FakeWorld:
+        other = copy.copy(self)
+        other.log = list(self.log)
+        self._model.worlds.append(other)
+        return other
 
     def _render(self, action: Action) -> np.ndarray:
         height, width = self._model.size

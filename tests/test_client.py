@@ -253,3 +253,28 @@ def test_lockstep_rules_are_kept_by_the_server(host, messages, says):
         for message in messages:
             client.send(message)
         assert says in client.expect(p.Error).message
+
+
+def test_going_back_branching_and_files(model, host, tmp_path):
+    with connect(host, image="snow") as world:
+        first = world.step("w*16 left*8")
+        seen = world.rewind(2)
+        assert (seen.pixels == first[7].pixels).all() and world.timeline().at == 2
+        again = world.step("w*8 left*8")
+        assert all((a.pixels == b.pixels).all() for a, b in zip(again, first[8:24], strict=True))
+        trunk = world.state.branch
+        world.fork(1)
+        assert world.state.branch != trunk and world.timeline().at == 1
+        world.step("d*4")
+        back = world.switch(trunk)
+        assert (back.pixels == again[-1].pixels).all()
+        with pytest.raises(Refused, match="no further"):
+            world.rewind(99)
+        world.discard(next(b.branch for b in world.state.branches if b.branch != trunk))
+        assert [b.branch for b in world.state.branches] == [trunk]
+        assert world.memory().tokens == 10
+        assert world.save_video(tmp_path / "seen.mp4").stat().st_size > 1000
+        (tmp_path / "broken.world").write_bytes(b"nothing")
+        with pytest.raises(Refused, match="not a readable world file"):
+            world.load(tmp_path / "broken.world")
+        assert (world.step("w*4")[-1].pixels != again[-1].pixels).any(), "and the world is still there"

@@ -264,6 +264,7 @@ def test_the_same_visitor_in_a_new_window_replaces_the_old_one(host):
         old.play(2)
         with Client(host, resume=token) as new:
             assert new.expect(p.Ready).resumed
+            old.ack = False  # what it reads now may be older than the end
             assert old.expect(p.End).reason == "replaced" and closed(old) == p.CloseCode.REPLACED
             new.play(6)
 
@@ -273,6 +274,7 @@ def test_an_idle_visitor_makes_room_for_one_who_waits(model):
         idle.play(12)
         with Client(host) as waiting:
             waiting.expect(p.Ready)
+            idle.ack = False  # what it reads now may be older than the end
             assert idle.expect(p.End).reason == "idle" and closed(idle) == p.CloseCode.IDLE
             waiting.play(6)
 

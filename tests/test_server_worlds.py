@@ -242,3 +242,41 @@ def test_a_world_goes_on_after_kill_minus_9(tmp_path):
     with running(create_app(model, saving(tmp_path))) as host, Client(host, resume=token) as client:
         assert client.expect(p.Ready).resumed
         assert client.play(6)[-1][0].chunk >= saved
+
+
+def first_answer(client):
+    client.pump(lambda c: bool(c.messages), 5)
+    return client.messages[0]
+
+
+# -- a line ----------------------------------------------------------------------------------------------------------------
+def test_who_waits_is_told_the_place_in_line_and_comes_in_turn(model):
+    with running(create_app(model, settings(worlds=1, line=2))) as host, Client(host) as walking:
+        walking.play(1)
+        with Client(host) as second, Client(host) as leaves:
+            assert second.expect(p.Queued).position == 1
+            assert leaves.expect(p.Queued).position == 2
+            with Client(host) as fourth:
+                assert fourth.expect(p.Error).code == "busy" and closed(fourth) == p.CloseCode.BUSY
+            leaves.socket.close()
+            deadline = time.monotonic() + 20  # the server notices when it next tells the place in line
+            while True:
+                third = Client(host)
+                if isinstance(first_answer(third), p.Queued):
+                    break
+                assert time.monotonic() < deadline, "who left makes room"
+            with third:
+                walking.send(p.Bye())
+                second.expect(p.Ready)
+                second.play(2)
+                assert third.pump(lambda c: any(isinstance(m, p.Queued) and m.position == 1 for m in c.messages), 8)
+                second.send(p.Bye())
+                third.expect(p.Ready)
+                third.play(2)
+
+
+def test_one_address_has_so_many_worlds_at_most(model):
+    with running(create_app(model, settings(places_each=1))) as host, Client(host) as first:
+        first.play(1)
+        with Client(host) as second:
+            assert "1 worlds open" in second.expect(p.Error).message and closed(second) == p.CloseCode.BUSY

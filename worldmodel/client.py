@@ -104,6 +104,7 @@ class AsyncRemoteWorld:
         url: str,
         *,
         image: str | Path | bytes | Image.Image | None = None,
+        world: str | Path | bytes | None = None,
         prompt: str | None = None,
         seed: int | None = None,
         mode: str = "lockstep",
@@ -123,7 +124,7 @@ class AsyncRemoteWorld:
         secure, path = parts.scheme in ("https", "wss"), parts.path.rstrip("/")
         self.url = urlunsplit(("https" if secure else "http", parts.netloc, path, "", ""))
         self._stream_url = urlunsplit(("wss" if secure else "ws", parts.netloc, f"{path}/api/v1/stream", "", ""))
-        self._image, self._prompt, self._seed, self._access_token = image, prompt, seed, access_token
+        self._image, self._world, self._prompt, self._seed, self._access_token = image, world, prompt, seed, access_token
         self._mode, self._codec = mode, codec or ("png" if mode == "lockstep" else "jpeg")
         self._window, self._wait_s, self._timeout_s, self._reconnect_s = window, wait_s, timeout_s, reconnect_s
 
@@ -142,12 +143,13 @@ class AsyncRemoteWorld:
         self._info: p.ChunkInfo | None = None
         self._seq = 0
         self._steps: deque[p.Step] = deque()  # that may not have arrived
-        self._reset: p.Reset | None = None
+        self._reset: p.Reset | p.Rewind | p.Fork | p.Switch | None = None  # whose first picture did not come yet
         self._held: tuple[str, ...] = ()
         self._refusal: ClientError | None = None  # for the next call
         self._failure: ClientError | None = None  # for all calls from now on
         self._error: p.Error | None = None
         self._end: p.End | None = None
+        self._answers: dict[type, p.ServerMessage] = {}  # the newest of each kind that `_ask` waits for
 
     async def __aenter__(self) -> AsyncRemoteWorld:
         await self._start()
@@ -214,18 +216,48 @@ class AsyncRemoteWorld:
     ) -> Frame:
         """Start anew, from `image` or from where this world began. Returns the start picture; raises `Refused` when that cannot be."""
         start = await self._start_from(image)
-        self._arrived.clear(), self._steps.clear()
-        self._reset = p.Reset(**start, prompt=prompt, seed=seed)
-        try:
-            await self._send(self._reset)
-            self.first_frame = await self._next_frame(lambda h: bool(h.flags & p.Flags.RESET))
-        finally:
-            self._reset = None
+        self.first_frame = await self._go(p.Reset(**start, prompt=prompt, seed=seed))
         return self.first_frame
+
+    async def load(self, world: str | Path | bytes) -> Frame:
+        """Go on in a saved world, given as a file or its content; raises `Refused` when the server's model cannot."""
+        return await self._go(p.Reset(world=await self._upload_world(world)))
 
     async def config(self, prompt: str | None = None, speed: float | None = None, quality: int | None = None) -> None:
         """Change the prompt, the speed of held keys, or the JPEG quality, from the next chunk on."""
         await self._send(p.Config(prompt=prompt, speed=speed, quality=quality))
+
+    async def rewind(self, at: int) -> Frame:
+        """Go back to when `at` chunks were made; what came after is forgotten. Returns what was seen then; raises `Refused`."""
+        return await self._go(p.Rewind(at=at))
+
+    async def fork(self, at: int | None = None) -> Frame:
+        """Keep the world as it is as a branch and go on in a copy, from `at` if that is given; `state.branch` is its number then."""
+        return await self._go(p.Fork(at=at))
+
+    async def switch(self, branch: int) -> Frame:
+        """Go on in another of `state.branches`; returns what is seen there."""
+        return await self._go(p.Switch(branch=branch))
+
+    async def discard(self, branch: int) -> None:
+        """Forget a branch that one is not in."""
+        await self._ask(p.Discard(branch=branch), p.WorldState)
+
+    async def timeline(self) -> p.Timeline:
+        """The moments to which one can go back."""
+        return await self._ask(p.Ask(about="timeline"), p.Timeline)
+
+    async def memory(self) -> p.Memory:
+        """What the next chunk looks back at."""
+        return await self._ask(p.Ask(about="memory"), p.Memory)
+
+    async def save(self, path: str | Path) -> Path:
+        """Write the world to a file, which `WorldModel.load_world` and ``connect(url, world=path)`` open."""
+        return await self._download("world", path)
+
+    async def save_video(self, path: str | Path) -> Path:
+        """Write an mp4 of what the server still has of this branch's frames."""
+        return await self._download("video", path)
 
     async def pause(self) -> None:
         await self._send(p.Pause())
@@ -249,7 +281,8 @@ class AsyncRemoteWorld:
 
     # -- the connection ----------------------------------------------------------------------------------------------------
     async def _start(self) -> None:
-        start = await self._start_from(self._image)
+        fresh = self.token is None and self._world is not None
+        start = {"world": await self._upload_world(self._world)} if fresh else await self._start_from(self._image)
         deadline = time.monotonic() + self._wait_s
         while True:
             try:
@@ -285,17 +318,22 @@ class AsyncRemoteWorld:
             raise (Denied if status in (401, 403) else ConnectionLost)(f"{self.url} answered {status} to the stream.") from None
         except (OSError, TimeoutError, InvalidHandshake) as error:
             raise ConnectionLost(f"No world server answers at {self.url} ({error}).") from None
+        give_up = time.monotonic() + self._wait_s
         hello = p.Hello(
             proto=p.PROTOCOL, ticket=ticket, resume=self.token, frame=self._newest, mode=self._mode, codec=self._codec,
             window=self._window, **start,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as patience:
                 await socket.send(hello.model_dump_json())
                 while True:
                     message = _message(await socket.recv())
                     if isinstance(message, p.Ready):
                         break
+                    if isinstance(message, p.Queued):
+                        if time.monotonic() > give_up:
+                            raise ServerFull(f"Place {message.position} of {message.of} in line; wait longer with wait_s.", 4.0)
+                        patience.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
                     self._error = message if isinstance(message, p.Error) else self._error
         except ConnectionClosed as closed:
             raise self._reason(closed) or ConnectionLost(f"{self.url} closed the connection.") from None
@@ -341,7 +379,9 @@ class AsyncRemoteWorld:
             self._arrived.append(_Raw(header, payload, info))
             while self._steps and self._steps[0].seq < header.action_seq:
                 self._steps.popleft()
-        match message := None if isinstance(data, bytes) else _message(data):
+        message = None if isinstance(data, bytes) else _message(data)
+        self._answers[type(message)] = message
+        match message:
             case p.ChunkInfo():
                 self._info = message
             case p.WorldState():
@@ -352,7 +392,7 @@ class AsyncRemoteWorld:
                 self._end = message
             case p.Error():
                 self._error = message
-                if message.code in ("not_found", "image", "busy"):
+                if message.code in ("not_found", "image", "world", "busy"):
                     self._refusal, self._reset = self._as_exception(message), None
         self._changed.set()
 
@@ -370,7 +410,9 @@ class AsyncRemoteWorld:
         if not self.ready.resumed or (self._mode == "lockstep" and self.ready.session != session):
             await self._tell(p.Bye())
             raise ConnectionLost("The connection dropped, and the server has not kept the world as it was.")
-        if self._reset is not None:
+        if isinstance(self._reset, p.Fork | p.Switch):
+            self._refusal = ConnectionLost("The connection dropped on the way to another branch; `state` says where you are now.")
+        elif self._reset is not None:
             await self._tell(self._reset)
         if self._mode == "lockstep":
             for step in list(self._steps):
@@ -412,6 +454,47 @@ class AsyncRemoteWorld:
         self._steps.append(step)
         await self._send(step)
         return self._seq
+
+    async def _go(self, order: p.Reset | p.Rewind | p.Fork | p.Switch) -> Frame:
+        """Be elsewhere; the first picture there."""
+        self._arrived.clear(), self._steps.clear()
+        self._reset = order
+        try:
+            await self._send(order)
+            return await self._next_frame(lambda h: bool(h.flags & p.Flags.RESET))
+        finally:
+            self._reset = None
+
+    async def _ask(self, question: p.ClientMessage, kind: type, timeout_s: float | None = None) -> Any:
+        """The answer of that kind."""
+        self._answers.pop(kind, None)
+        await self._send(question)
+        try:
+            async with asyncio.timeout(timeout_s or self._timeout_s):
+                while kind not in self._answers:
+                    self._raise_refusal()
+                    if self._failure is not None:
+                        raise self._failure
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise ConnectionLost(f"The server did not answer {question.type}.") from None
+        return self._answers.pop(kind)
+
+    async def _download(self, kind: str, path: str | Path) -> Path:
+        saved = await self._ask(p.Save(kind=kind), p.Saved, timeout_s=max(120.0, self._timeout_s))
+        body, path = await self._request(saved.url), Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            await asyncio.to_thread(part.write_bytes, body)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    async def _upload_world(self, world: str | Path | bytes) -> str:
+        body = world if isinstance(world, bytes) else await asyncio.to_thread(Path(world).read_bytes)
+        return (await self._post("api/v1/worlds", body))["id"]
 
     async def _next_frame(self, wanted: Any) -> Frame:
         """The next frame that is wanted; those before it are passed over."""
@@ -470,14 +553,21 @@ class AsyncRemoteWorld:
         return {"image": (await self._post("api/v1/images", body))["id"]}
 
     async def _post(self, path: str, body: bytes) -> dict[str, Any]:
+        try:
+            return json.loads(await self._request(path, body))
+        except ValueError as error:
+            raise ConnectionLost(f"{self.url} is no world server ({error}).") from None
+
+    async def _request(self, path: str, body: bytes | None = None) -> bytes:
+        """POST with a body, else GET."""
         headers = {"Content-Type": "application/octet-stream"}
         if self._access_token is not None:
             headers["Authorization"] = f"Bearer {self._access_token}"
-        request = urllib.request.Request(f"{self.url}/{path}", data=body, headers=headers, method="POST")
+        request = urllib.request.Request(f"{self.url}/{path}", data=body, headers=headers)
 
-        def send() -> dict[str, Any]:
+        def send() -> bytes:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:  # noqa: S310 (http or https, checked above)
-                return json.load(answer)
+                return answer.read()
 
         try:
             return await asyncio.to_thread(send)
@@ -485,7 +575,7 @@ class AsyncRemoteWorld:
             with error:
                 says = _error_text(error.read()) or f"{self.url} answered {error.code}."
             raise (Denied if error.code in (401, 403) else Refused)(says) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ConnectionLost(f"No world server answers at {self.url} ({error}).") from None
 
 
@@ -555,6 +645,34 @@ class RemoteWorld:
     def config(self, prompt: str | None = None, speed: float | None = None, quality: int | None = None) -> None:
         self._do(self._world.config(prompt, speed, quality))
 
+    def rewind(self, at: int) -> Frame:
+        """See `AsyncRemoteWorld.rewind`; so for the others."""
+        return self._do(self._world.rewind(at))
+
+    def fork(self, at: int | None = None) -> Frame:
+        return self._do(self._world.fork(at))
+
+    def switch(self, branch: int) -> Frame:
+        return self._do(self._world.switch(branch))
+
+    def discard(self, branch: int) -> None:
+        self._do(self._world.discard(branch))
+
+    def timeline(self) -> p.Timeline:
+        return self._do(self._world.timeline())
+
+    def memory(self) -> p.Memory:
+        return self._do(self._world.memory())
+
+    def save(self, path: str | Path) -> Path:
+        return self._do(self._world.save(path))
+
+    def save_video(self, path: str | Path) -> Path:
+        return self._do(self._world.save_video(path))
+
+    def load(self, world: str | Path | bytes) -> Frame:
+        return self._do(self._world.load(world))
+
     def pause(self) -> None:
         self._do(self._world.pause())
 
@@ -591,6 +709,7 @@ def connect(url: str, **options: Any) -> RemoteWorld:
 
     Args:
         image: start picture (file, its content, or a PIL image), or the name of a gallery world; default: the first gallery world.
+        world: a saved world to go on in, as a file or its content, instead of `image`, `prompt` and `seed`.
         prompt, seed: of the world; default: the gallery world's prompt, and 0.
         mode: ``"lockstep"`` (`play`, `step`) or ``"realtime"`` (`hold`, `newest`, `frames`).
         codec: ``"png"`` (lossless, default in lockstep) or ``"jpeg"``.

@@ -213,6 +213,10 @@ class CompressedMemory:
         """The latent frames that the next chunk looks at, in the order of time."""
         return [e.index for e in self._entries]
 
+    def entries(self) -> list[tuple[int, int, int]]:
+        """The same with how much of each is left: (latent frame, pooling factor, tokens)."""
+        return [(e.index, e.factor, e.tokens) for e in self._entries]
+
     def recallable(self) -> list[int]:
         """The latent frames that this or a later chunk may look at."""
         return self.remembered()

@@ -48,6 +48,19 @@ class _Snapshot:
     last_frame: np.ndarray
 
 
+@dataclass(frozen=True)
+class MemoryTile:
+    """One latent frame in the memory: its number (the start picture's is 0), how many chunks there were with it, by what factor it is
+    pooled, how many tokens that makes, and the pose [4, 4] of its last video frame.
+    """
+
+    latent: int
+    at: int
+    factor: int
+    tokens: int
+    pose: np.ndarray
+
+
 class World:
     """One person's world. Made by `WorldModel.start` or `WorldModel.load_world`.
 
@@ -79,7 +92,7 @@ class World:
                 first_latent = self._first_latent()
             self._start = Past(first_latent, start_actions, start_poses, prompt)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
-            self._write(self._start)
+            self._write(self._memory, self._start)
         self.first_frame = self.last_frame = model.to_frames(video)[0]
         """uint8 [H, W, 3]: the start picture as the model sees it, and what is seen now."""
 
@@ -110,6 +123,19 @@ class World:
     def reach(self) -> int:
         """Chunks that one can go back now."""
         return 0 if self._limit == 0 else self.index - self._base
+
+    @property
+    def path(self) -> list[tuple[int, np.ndarray]]:
+        """Moments to which one can go back, and now: (chunks made until then, pose [4, 4])."""
+        past = [(i + 1, p) for i, p in enumerate(self._history) if i + 1 >= self.index - self.reach]
+        start = [(0, self._start)] if self.index == self.reach else []
+        return [(at, p.poses[-1].copy()) for at, p in [*start, *past] if p.poses is not None]
+
+    @property
+    def tiles(self) -> list[MemoryTile]:
+        """What the next chunk looks back at, in the order of time."""
+        chunk = self.model.config.chunk
+        return [MemoryTile(i, -(-i // chunk), *size, self._remembered(i)[1].copy()) for i, *size in self._memory.entries()]
 
     @property
     def memory_bytes(self) -> int:
@@ -188,6 +214,14 @@ class World:
     # -- going back, and branching -----------------------------------------------------------------------------------------
     def rewind(self, chunks: int = 1) -> None:
         """Forget the last `chunks` chunks, at most `reach`; what follows equals what followed the first time, under the same actions."""
+        for _ in self.rewinding(chunks):
+            pass
+
+    @torch.no_grad()
+    def rewinding(self, chunks: int = 1) -> Iterator[None]:
+        """`rewind` in pieces, each about as long as half a step, so that others need not wait for all of it. Until the last piece nothing
+        has changed, and nobody else may touch this world.
+        """
         if chunks == 0:
             return
         self.finalize()
@@ -195,20 +229,23 @@ class World:
             kept = "" if self._base == 0 else f" and keeps the last {self.reach} of them"
             raise WorldError(f"This world has {self.index} chunks{kept}, it cannot go back {chunks}.")
         keep = len(self._history) - chunks
+        at = max((at for at in self._snapshots if at <= keep), default=0)
+        memory = self.model.new_memory()
+        if at:
+            memory.load_state_dict(self._snapshots[at].memory)
+            decoder_state, frame = self._snapshots[at].decoder_state, self._snapshots[at].last_frame
+        else:
+            self._write(memory, self._start)
+            decoder_state, frame = self.model.autoencoder.advance(self._start.latents), self.first_frame
+        for past in self._history[at:keep]:
+            yield
+            self._write(memory, past)
+        yield
+        decoder_state, frame = self._decode(self._history[at:keep], decoder_state, frame)
+        self._memory, self._decoder_state, self.last_frame = memory, decoder_state, frame
         self._prompt = self._history[keep].prompt
         del self._history[keep:]
         self._snapshots = {at: s for at, s in self._snapshots.items() if at <= keep}
-        at = max(self._snapshots, default=0)
-        self._memory = self.model.new_memory()
-        if at:
-            self._memory.load_state_dict(self._snapshots[at].memory)
-            self._decoder_state, self.last_frame = self._snapshots[at].decoder_state, self._snapshots[at].last_frame
-        else:
-            self._write(self._start)
-            self._decoder_state, self.last_frame = self.model.autoencoder.advance(self._start.latents), self.first_frame
-        for past in self._history[at:]:
-            self._write(past)
-        self._decode_from(at)
 
     def fork(self) -> World:
         """An independent copy that shares no changing state."""
@@ -289,7 +326,8 @@ class World:
         else:
             world._decoder_state = model.autoencoder.advance(world._start.latents)
         world._memory.load_state_dict(state.part("memory"))
-        world._decode_from(base)
+        after = world._history[base:]
+        world._decoder_state, world.last_frame = world._decode(after, world._decoder_state, world.last_frame)
         return world
 
     # -- for `worldmodel.batch`: a step in pieces ----------------------------------------------------------------------------
@@ -372,30 +410,32 @@ class World:
 
     def _view(self, poses: np.ndarray) -> CameraView | None:
         """Remembered pictures as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
-        config, chunk = self.model.transformer.config, self.model.config.chunk
+        config = self.model.transformer.config
         if not config.view_focal:
             return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        known = []
-        for i in self._memory.remembered():
-            past, k = (self._history[(i - 1) // chunk], (i - 1) % chunk) if i else (self._start, 0)  # the start is a chunk of its own
-            known.append(past.latent_frame(k))
-        latents, ends = zip(*known, strict=True)
+        latents, ends = zip(*(self._remembered(i) for i in self._memory.remembered()), strict=True)
         index = torch.tensor(self._memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
         return next_view(self.model.autoencoder, torch.cat(latents, 2), here, there, index, config.view_pictures, config.view_focal)
 
-    def _write(self, past: Past) -> None:
-        write_together(self.model, [self._memory], [past], [self.text_context(past.prompt)])
+    def _remembered(self, index: int) -> tuple[Tensor, np.ndarray]:
+        """Latent frame `index` [1, C, 1, h, w] and the pose [4, 4] of its last video frame."""
+        chunk = self.model.config.chunk
+        past, k = (self._history[(index - 1) // chunk], (index - 1) % chunk) if index else (self._start, 0)  # a chunk of its own
+        return past.latent_frame(k)
 
-    @torch.no_grad()
-    def _decode_from(self, chunk: int) -> None:
-        """The decoder's state and the last frame, from those before `chunk` on."""
-        for past in self._history[chunk:-1]:
-            self._decoder_state = self.model.autoencoder.advance(past.latents, self._decoder_state)
-        if self._history[chunk:]:
-            video, self._decoder_state = self.model.autoencoder.decode_chunk(self._history[-1].latents, self._decoder_state)
-            self.last_frame = self.model.to_frames(video)[-1]
+    def _write(self, memory: CompressedMemory, past: Past) -> None:
+        write_together(self.model, [memory], [past], [self.text_context(past.prompt)])
+
+    def _decode(self, chunks: list[Past], state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The decoder's state and the last frame after `chunks`, from those before them on."""
+        for past in chunks[:-1]:
+            state = self.model.autoencoder.advance(past.latents, state)
+        if not chunks:
+            return state, frame
+        video, state = self.model.autoencoder.decode_chunk(chunks[-1].latents, state)
+        return state, self.model.to_frames(video)[-1]
 
     def _snapshot(self) -> _Snapshot:
         return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame)

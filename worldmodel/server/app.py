@@ -1,7 +1,11 @@
 """The HTTP and WebSocket routes around one model. Nothing here knows of any page.
 
 WS   /api/v1/stream                     messages and frames of `protocol`
+POST /api/v1/stream/http                the same over HTTP (`http_stream`); further messages to .../http/{channel}
 POST /api/v1/images                     body: a JPEG, PNG or WebP file; answer: {"id": ...} for `reset`
+POST /api/v1/worlds                     body: a world file; answer: {"id": ...} for `reset`
+GET  /api/v1/files/{id}                 a saved world or video, for a while
+GET  /api/v1/thumbnails/{key}/{number}  small pictures of a session's timeline
 GET  /api/v1/gallery                    worlds to start in, each with a thumbnail
 POST /api/v1/sessions                   {"ticket": ..., "expires_in_s": 60}; wants the access token, if there is one
 GET  /healthz                           {"ok": true, "occupied": false}: the process lives
@@ -15,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import io
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,20 +28,25 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.datastructures import Headers
 
 from worldmodel.images import ImageError, load_start_image
 from worldmodel.server import protocol as p
-from worldmodel.server.lobby import Busy, Lobby, Stopping
+from worldmodel.server.branches import NotPossible
+from worldmodel.server.files import Files
+from worldmodel.server.http_stream import MAX_BODY, HttpStream
+from worldmodel.server.lobby import Busy, Gone, Lobby, Stopping
 from worldmodel.server.metrics import CONTENT_TYPE
+from worldmodel.server.origin import read_world
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.tickets import Tickets
 from worldmodel.server.uploads import Uploads
 
+log = logging.getLogger(__name__)
 STATIC_DIR = Path(__file__).parent / "static"
 THUMBNAIL_SIDE = 320
 SEND_TIMEOUT_S = 5.0
@@ -54,7 +64,8 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     """Application that lets visitors walk through worlds of `model`, `ServerSettings.worlds` at once."""
     settings = settings or ServerSettings()
     uploads = Uploads(settings.uploads_kept)
-    lobby = Lobby(model, settings, uploads.get)
+    files = Files(settings.file_s, settings.files_kept, settings.files_bytes)
+    lobby = Lobby(model, settings, uploads.get, files)
     tickets = Tickets(settings.ticket_s)
     gallery = {entry.name: entry for entry in model.gallery}
     thumbnails: dict[str, bytes] = {}
@@ -63,6 +74,7 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await lobby.close()
+        files.close()
 
     app = FastAPI(title="worldmodel", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.lobby = lobby
@@ -71,11 +83,11 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         lobby.metrics.refused.labels(reason).inc()
         return JSONResponse({"error": message}, status_code=status)
 
-    def denied(request: Request) -> Response | None:
-        """The answer to a page of another site, or to somebody without the access token."""
+    def denied(request: Request, token: bool = True) -> Response | None:
+        """The answer to a page of another site, or, where the `token` is asked for, to somebody without it."""
         if not _origin_allowed(request.headers, settings):
             return refused(403, "origin", "This is for this server's own page only.")
-        if not _authorized(request.headers, settings):
+        if token and not _authorized(request.headers, settings):
             return refused(401, "token", "This server asks for its access token.")
         return None
 
@@ -89,6 +101,42 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         await websocket.accept(subprotocol=p.SUBPROTOCOL if p.SUBPROTOCOL in wanted else None)
         await _serve(_Socket(websocket), lobby, settings, tickets)
 
+    streams: dict[str, HttpStream] = {}
+
+    @app.post("/api/v1/stream/http")
+    async def stream_http(request: Request) -> Response:
+        answer = denied(request, token=False)  # hello has a ticket, as on the socket
+        if answer is not None:
+            return answer
+        body = await _body(request, MAX_BODY)
+        stream = HttpStream(request.client.host if request.client else "", SEND_TIMEOUT_S)
+        if body is None or not stream.take(body):
+            return refused(413, "bytes", "Say hello in at most 65536 bytes.")
+
+        async def serve(stream: HttpStream) -> None:
+            streams[stream.channel] = stream
+            try:
+                await _serve(stream, lobby, settings, tickets)
+            finally:
+                del streams[stream.channel]
+                stream.drop()
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream.records(serve), media_type="application/octet-stream", headers=headers)
+
+    @app.post("/api/v1/stream/http/{channel}")
+    async def say_http(channel: str, request: Request) -> Response:
+        answer = denied(request, token=False)
+        if answer is not None:
+            return answer
+        stream = streams.get(channel)
+        if stream is None:
+            return refused(404, "name", "This stream has ended.")
+        body = await _body(request, MAX_BODY)
+        if body is None:
+            return refused(413, "bytes", "Messages have at most 65536 bytes.")
+        return Response(status_code=204) if stream.take(body) else refused(429, "rate", "Too many messages wait; send fewer.")
+
     @app.post("/api/v1/sessions")
     async def ticket(request: Request) -> Response:
         return denied(request) or JSONResponse({"ticket": tickets.issue(), "expires_in_s": settings.ticket_s})
@@ -98,16 +146,53 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         answer = denied(request)
         if answer is not None:
             return answer
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > settings.upload_bytes:
-                return refused(413, "bytes", f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
+        body = await _body(request, settings.upload_bytes)
+        if body is None:
+            return refused(413, "bytes", f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
         try:
-            picture = await asyncio.to_thread(load_start_image, bytes(body), model.size)
+            picture = await asyncio.to_thread(load_start_image, body, model.size)
         except ImageError as error:
             return refused(422, "image", str(error))
         return JSONResponse({"id": uploads.add(picture)})
+
+    @app.post("/api/v1/worlds")
+    async def upload_world(request: Request) -> Response:
+        answer = denied(request)
+        if answer is not None:
+            return answer
+        path, size = files.new_path(), 0
+        try:
+            with path.open("wb") as out:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > settings.world_bytes:
+                        return refused(413, "bytes", f"The file is too large: at most {settings.world_bytes // 2**20} MB.")
+                    await asyncio.to_thread(out.write, part)
+            await asyncio.to_thread(read_world, path, model)
+            return JSONResponse({"id": files.add(path, "world.world", "application/octet-stream")})
+        except NotPossible as error:
+            return refused(422, "world", str(error))
+        except OSError:
+            return refused(507, "disk", "The disk is full or cannot be written.")
+        finally:
+            if not files.knows(path):
+                path.unlink(missing_ok=True)
+
+    @app.get("/api/v1/files/{key}")
+    async def download(key: str) -> Response:
+        file = files.get(key)
+        if file is None:
+            return refused(404, "name", "There is no such file, or not any more.")
+        headers = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
+        return FileResponse(file.path, media_type=file.media_type, filename=file.name, headers=headers)
+
+    @app.get("/api/v1/thumbnails/{key}/{number}")
+    async def moment(key: str, number: int) -> Response:
+        thumbnails = lobby.thumbnails(key)
+        picture = await thumbnails.wait_for(number) if thumbnails is not None else None
+        if picture is None:
+            return refused(404, "name", "There is no such picture, or not any more.")
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})
 
     @app.get("/api/v1/gallery")
     async def list_gallery() -> list[dict[str, str]]:
@@ -149,6 +234,11 @@ class _Socket:
         self._websocket = websocket
         self._lock = asyncio.Lock()
         self._dead = False
+        self.address = websocket.client.host if websocket.client else ""
+
+    @property
+    def gone(self) -> bool:
+        return self._dead
 
     async def send(self, message: p.ServerMessage) -> None:
         await self._guarded(self._websocket.send_text, message.model_dump_json())
@@ -179,10 +269,21 @@ class _Socket:
             self._dead = True
 
 
-async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, tickets: Tickets) -> None:
+async def _body(request: Request, limit: int) -> bytes | None:
+    """What was posted; None when it has more than `limit` bytes."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+async def _serve(socket: _Socket | HttpStream, lobby: Lobby, settings: ServerSettings, tickets: Tickets) -> None:
     """One connection from hello to close."""
 
     async def refuse(error: p.Error, code: p.CloseCode) -> None:
+        log.info("refused", extra={"reason": error.code, "why": error.message})
         lobby.metrics.refused.labels(error.code).inc()
         await socket.send(error)
         await socket.close(code)
@@ -207,7 +308,7 @@ async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, ticket
         await socket.close(1012)
     except TimeoutError:
         await socket.close(p.CloseCode.BAD_MESSAGE)
-    except WebSocketDisconnect:
+    except (WebSocketDisconnect, Gone):
         return
     else:
         for_good = False
@@ -217,7 +318,7 @@ async def _serve(socket: _Socket, lobby: Lobby, settings: ServerSettings, ticket
             lobby.leave(session, socket, for_good)
 
 
-async def _listen(socket: _Socket, session: Session, settings: ServerSettings, refuse: Callable) -> bool:
+async def _listen(socket: _Socket | HttpStream, session: Session, settings: ServerSettings, refuse: Callable) -> bool:
     """Hand messages to the session until the connection ends; True when the visitor said bye."""
     tokens, filled = 2 * settings.messages_per_s, time.monotonic()
     try:

@@ -1,4 +1,6 @@
-"""Who may walk: as many visitors at once as there are places, and a place kept for a while for one whose connection dropped."""
+"""Who may walk: as many visitors at once as there are places, a line for others, and a place kept for a while for one whose connection
+dropped.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ import numpy as np
 from worldmodel.admission import Admission, AdmissionConfig, Refused, Ticket
 from worldmodel.engine import Engine, EngineConfig, EngineFull, EngineStopped
 from worldmodel.server import protocol as p
+from worldmodel.server.files import Files
 from worldmodel.server.metrics import Metrics
 from worldmodel.server.session import Connection, Session
 from worldmodel.server.settings import ServerSettings
+from worldmodel.server.timeline import Thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,10 @@ class Stopping(Exception):
     """The server stops and lets nobody in."""
 
 
+class Gone(Exception):
+    """The visitor left while waiting in line."""
+
+
 @dataclass(eq=False)
 class _Visit:
     """A session and its place."""
@@ -47,8 +55,8 @@ class _Visit:
 class Lobby:
     """Owns the engine and the sessions. Nobody who walks within the limits has to go for a newcomer."""
 
-    def __init__(self, model: Any, settings: ServerSettings, find_image: Callable[[str], np.ndarray | None]) -> None:
-        self._settings, self._find_image = settings, find_image
+    def __init__(self, model: Any, settings: ServerSettings, find_image: Callable[[str], np.ndarray | None], files: Files) -> None:
+        self._settings, self._find_image, self._files = settings, find_image, files
         self.metrics = Metrics()
         self.stopping = False
         self._autosave = None
@@ -56,13 +64,16 @@ class Lobby:
             from worldmodel.autosave import Autosave  # with torch, which a server of doubles does without
 
             self._autosave = Autosave(settings.autosave)
-        self.engine = Engine(model, EngineConfig(worlds=settings.worlds), self._autosave)
+        self.engine = Engine(model, EngineConfig(worlds=settings.worlds, batch=settings.batch), self._autosave)
         self.admission = Admission(
-            AdmissionConfig(settings.worlds, time_limit_s=settings.time_limit_s, idle_s=settings.idle_s, retry_s=settings.busy_retry_s)
+            AdmissionConfig(
+                settings.worlds, settings.line, settings.time_limit_s, settings.idle_s, settings.places_each, settings.busy_retry_s
+            )
         )
         self._visits: list[_Visit] = []
         self._leaving: dict[asyncio.Task, str] = {}  # worlds that are being saved or forgotten, by the token of their session
         self._lock = asyncio.Lock()
+        self._moved = asyncio.Event()  # set, and made anew, whenever the line may have moved
 
     @property
     def occupied(self) -> bool:
@@ -70,24 +81,67 @@ class Lobby:
         return self.admission.full
 
     async def enter(self, hello: p.Hello, connection: Connection) -> Session:
-        """The visitor's session, new or resumed, attached to `connection`. Raises `Busy` when there is no place, and `Stopping`."""
-        async with self._lock:
-            if self.stopping:
-                raise Stopping
-            visit = self._find(hello.resume)
-            if visit is None:
-                ticket = await self._admit()
-                saved = None
-                if hello.resume and self._autosave is not None:
-                    await asyncio.gather(*(task for task, token in self._leaving.items() if token == hello.resume))
-                    saved = await asyncio.to_thread(self._autosave.load, hello.resume, self.engine.model)
-                token = hello.resume if saved is not None else None
-                visit = _Visit(Session(self.engine, self._settings, self._find_image, token, saved, self.metrics), ticket)
-                self._visits.append(visit)
-                visit.task = asyncio.create_task(self._run(visit))
-            self._keep(visit)
-            await visit.session.attach(connection, hello)
-            return visit.session
+        """The visitor's session, new or resumed, attached to `connection`, when it is their turn. Raises `Busy` when there is no place and
+        none in line, `Stopping`, and `Gone`.
+        """
+        ticket = None
+        try:
+            while True:
+                async with self._lock:
+                    if self.stopping:
+                        raise Stopping
+                    visit = self._find(hello.resume)
+                    if visit is None and ticket is None:
+                        ticket = await self._admit(connection.address)
+                    if visit is not None or ticket.admitted:
+                        if visit is None:
+                            visit, ticket = await self._new_visit(hello, ticket), None
+                        self._keep(visit)
+                        await visit.session.attach(connection, hello)
+                        return visit.session
+                await self._wait(ticket, connection)
+        finally:
+            if ticket is not None:
+                self._leave_line(ticket)
+
+    async def _new_visit(self, hello: p.Hello, ticket: Ticket) -> _Visit:
+        saved = None
+        if hello.resume and self._autosave is not None:
+            await asyncio.gather(*(task for task, token in self._leaving.items() if token == hello.resume))
+            saved = await asyncio.to_thread(self._autosave.load, hello.resume, self.engine.model)
+        token = hello.resume if saved is not None else None
+        visit = _Visit(Session(self.engine, self._settings, self._find_image, self._files, token, saved, self.metrics), ticket)
+        self._visits.append(visit)
+        log.info("enter", extra={"session": visit.session.id, "mode": hello.mode, "resumed": saved is not None, "here": len(self._visits)})
+        visit.task = asyncio.create_task(self._run(visit))
+        return visit
+
+    async def _wait(self, ticket: Ticket, connection: Connection) -> None:
+        """Until it is the visitor's turn, or the lobby has to be looked at again; who waits is told the place in line."""
+        now = time.monotonic()
+        visit = self._overdue(now)
+        if visit is not None and not ticket.admitted:
+            await self._send_away(visit)
+        if ticket.admitted:
+            return
+        if connection.gone:
+            raise Gone
+        eta_s = self.admission.wait_s(ticket, now)
+        await connection.send(
+            p.Queued(position=self.admission.position(ticket), of=self.admission.waiting, eta_s=None if eta_s is None else round(eta_s, 1))
+        )
+        try:
+            await asyncio.wait_for(self._moved.wait(), timeout=1.0)
+        except TimeoutError:
+            pass
+
+    def _leave_line(self, ticket: Ticket) -> None:
+        self.admission.leave(ticket, time.monotonic())
+        self._line_moved()
+
+    def _line_moved(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     def leave(self, session: Session, connection: Connection, for_good: bool) -> None:
         """The connection closed. The place is kept for the grace period, or freed at once when the visitor said bye."""
@@ -102,6 +156,7 @@ class Lobby:
     async def close(self) -> None:
         """End all walks because the server stops: nobody new comes in, and worlds are saved. May be called again."""
         self.stopping = True
+        self._line_moved()
         visits = list(self._visits)
         await asyncio.gather(*(visit.session.end("shutdown", 1012) for visit in visits))
         for visit in visits:
@@ -127,23 +182,35 @@ class Lobby:
             m.cache_bytes.set(0)
         return m.render()
 
+    def thumbnails(self, key: str) -> Thumbnails | None:
+        """Those of the session that has this key."""
+        known = (v.session for v in self._visits)
+        return next((s.thumbnails for s in known if secrets.compare_digest(key.encode(), s.thumbnail_key.encode())), None)
+
     def _find(self, token: str | None) -> _Visit | None:
         if not token:
             return None
         return next((v for v in self._visits if secrets.compare_digest(token.encode(), v.session.token.encode())), None)
 
-    async def _admit(self) -> Ticket:
+    async def _admit(self, address: str) -> Ticket:
+        """A place, or one in line."""
         now = time.monotonic()
         self.admission.places = min(self._settings.worlds, self.engine.room)  # less when memory ran out
         try:
-            return self.admission.ask(now)
-        except Refused:
-            visit = self._overdue(now)
+            return self.admission.ask(now, address)
+        except Refused as refused:
+            visit = self._overdue(now) if not self.admission.waiting else None
             if visit is None:
-                raise Busy(*self._refusal()) from None
+                raise Busy(*self._refusal(str(refused))) from None
+        await self._send_away(visit)
+        try:
+            return self.admission.ask(time.monotonic(), address)
+        except Refused as refused:
+            raise Busy(*self._refusal(str(refused))) from None
+
+    async def _send_away(self, visit: _Visit) -> None:
         await visit.session.end("idle", p.CloseCode.IDLE)
         self._free(visit)
-        return self.admission.ask(time.monotonic())
 
     def _overdue(self, now: float) -> _Visit | None:
         """Who makes room for a newcomer: who is here and touches nothing, or has walked long enough."""
@@ -152,9 +219,9 @@ class Lobby:
         tickets = [ticket for ticket, _ in self.admission.overdue(now, waiting=1)]
         return next((v for v in self._visits if v.ticket in tickets), None)
 
-    def _refusal(self) -> tuple[str, float]:
-        one = self._settings.worlds == 1
-        message = "Someone else is walking here; try again in a moment." if one else "All places are taken; try again in a moment."
+    def _refusal(self, message: str) -> tuple[str, float]:
+        if self._settings.worlds == 1 and message.startswith("All places"):
+            message = "Someone else is walking here; try again in a moment."
         ends = [visit.expiry.when() for visit in self._visits if visit.expiry is not None]
         if not ends:
             return message, self._settings.busy_retry_s
@@ -171,7 +238,9 @@ class Lobby:
             return
         self._keep(visit)
         self._visits.remove(visit)
-        self.admission.leave(visit.ticket, time.monotonic())
+        stayed_s = round(time.monotonic() - (visit.ticket.since or 0.0), 1)
+        log.info("leave", extra={"session": visit.session.id, "stayed_s": stayed_s, "kept": keep, "here": len(self._visits)})
+        self._leave_line(visit.ticket)
         if visit.task is not None:
             visit.task.cancel()
         leaving = asyncio.create_task(visit.session.release(keep))

@@ -65,17 +65,20 @@ class _Message(BaseModel):
 
 
 class _Start(_Message):
-    """Where a world begins: a gallery world or an uploaded image, a prompt, a seed."""
+    """Where a world begins: a gallery world, an uploaded image or an uploaded world file; a prompt, a seed."""
 
     gallery: Name | None = None
     image: Name | None = None
+    world: Name | None = None
     prompt: Prompt | None = None
     seed: U32 | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> _Start:
-        if self.gallery is not None and self.image is not None:
-            raise ValueError("give gallery or image, not both")
+        if sum(source is not None for source in (self.gallery, self.image, self.world)) > 1:
+            raise ValueError("give one of gallery, image and world")
+        if self.world is not None and (self.prompt is not None or self.seed is not None):
+            raise ValueError("a world file has its own prompt and seed")
         return self
 
 
@@ -127,7 +130,7 @@ class Step(_Message):
 
 
 class Reset(_Start):
-    """Start anew from a gallery world, from an uploaded image, or (neither given) from where this world began."""
+    """Start anew from a gallery world or an uploaded image, go on in an uploaded world, or (none given) begin where this world began."""
 
     type: Literal["reset"] = "reset"
 
@@ -139,6 +142,48 @@ class Config(_Message):
     prompt: Prompt | None = None
     speed: float | None = Field(default=None, ge=MIN_SPEED, le=MAX_SPEED)
     quality: int | None = Field(default=None, ge=20, le=95)
+
+
+class Rewind(_Message):
+    """Go back to when `at` chunks were made; what came after is forgotten."""
+
+    type: Literal["rewind"] = "rewind"
+    at: U32
+
+
+class Fork(_Message):
+    """Keep the world as it is as a branch, and go on in a copy of it, gone back to `at` if that is given."""
+
+    type: Literal["fork"] = "fork"
+    at: U32 | None = None
+
+
+class Switch(_Message):
+    """Go on in another branch; this one is kept."""
+
+    type: Literal["switch"] = "switch"
+    branch: U32
+
+
+class Discard(_Message):
+    """Forget a branch that one is not in."""
+
+    type: Literal["discard"] = "discard"
+    branch: U32
+
+
+class Save(_Message):
+    """Make a file to download: the world, or a video of what was seen."""
+
+    type: Literal["save"] = "save"
+    kind: Literal["world", "video"]
+
+
+class Ask(_Message):
+    """Send the timeline, or what the memory holds."""
+
+    type: Literal["ask"] = "ask"
+    about: Literal["timeline", "memory"]
 
 
 class Pause(_Message):
@@ -160,7 +205,9 @@ class Bye(_Message):
     type: Literal["bye"] = "bye"
 
 
-ClientMessage = Hello | ActionMessage | Step | Ack | Reset | Config | Pause | Resume | Ping | Bye
+ClientMessage = (
+    Hello | ActionMessage | Step | Ack | Reset | Config | Rewind | Fork | Switch | Discard | Save | Ask | Pause | Resume | Ping | Bye
+)
 _CLIENT = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
 
 # ---- server to client -------------------------------------------------------------------------------------------------
@@ -187,6 +234,26 @@ class Ready(_Message):
     keys: dict[str, str]
 
 
+Pose = Annotated[list[float], Field(min_length=12, max_length=12)]
+
+
+class Branch(_Message):
+    """A branch of the world, and where it left its `parent`."""
+
+    branch: int
+    parent: int | None
+    at: int
+
+
+class Queued(_Message):
+    """All places are taken: the place in line, from 1, and how many wait. `eta_s` is at most how long, where a time limit says so."""
+
+    type: Literal["queued"] = "queued"
+    position: int
+    of: int
+    eta_s: float | None = None
+
+
 class WorldState(_Message):
     """The world being walked through; sent after `ready` and whenever something of it changes."""
 
@@ -198,6 +265,8 @@ class WorldState(_Message):
     speed: float
     paused: bool
     loading: bool = False
+    branch: int = 0
+    branches: list[Branch] = []
 
 
 class ChunkInfo(_Message):
@@ -209,6 +278,59 @@ class ChunkInfo(_Message):
     frames: int
     made_ms: float
     timings: dict[str, float]
+    pose: Pose
+    thumbnail: str | None = None
+
+
+class Moment(_Message):
+    """After `at` chunks (0: the start picture): where the camera was, and the address of a small picture of what was seen."""
+
+    at: int
+    pose: Pose
+    thumbnail: str | None = None
+
+
+class Timeline(_Message):
+    """The moments of a branch to which one can go back, from `first` to now, `at`. After a new world, a rewind, a fork, a switch and a
+    resumption, and when it is asked for.
+    """
+
+    type: Literal["timeline"] = "timeline"
+    branch: int
+    at: int
+    first: int
+    moments: list[Moment]
+
+
+class Tile(_Message):
+    """One latent frame in the memory, pooled over `factor` x `factor` cells; `at`: made by chunk number at - 1, 0 is the start picture."""
+
+    latent: int
+    at: int
+    factor: int
+    tokens: int
+    pose: Pose
+
+
+class Memory(_Message):
+    """What the next chunk looks back at, in the order of time."""
+
+    type: Literal["memory"] = "memory"
+    at: int
+    tokens: int
+    bytes: int
+    tiles: list[Tile]
+
+
+class Saved(_Message):
+    """A file is ready at `url` for `expires_in_s` seconds; `name` is what to call it."""
+
+    type: Literal["saved"] = "saved"
+    kind: Literal["world", "video"]
+    url: str
+    name: str
+    bytes: int
+    expires_in_s: float
 
 
 class Stats(_Message):
@@ -221,6 +343,8 @@ class Stats(_Message):
     latency_ms: float
     quality: int
     dropped: int
+    first: int = 0
+    memory_bytes: int = 0
 
 
 class End(_Message):
@@ -229,10 +353,12 @@ class End(_Message):
 
 
 class Error(_Message):
-    """`busy` comes with `retry_after_s`; `not_found`, `image`, and `busy` after `ready` leave the connection open, all others end it."""
+    """`busy` comes with `retry_after_s`; `not_found`, `image`, `world`, and `busy` after `ready` leave the connection open, all others
+    end it.
+    """
 
     type: Literal["error"] = "error"
-    code: Literal["busy", "bad_message", "version", "denied", "rate", "not_found", "image", "engine"]
+    code: Literal["busy", "bad_message", "version", "denied", "rate", "not_found", "image", "world", "engine"]
     message: str
     retry_after_s: float | None = None
 
@@ -242,7 +368,7 @@ class Pong(_Message):
     t: float
 
 
-ServerMessage = Ready | WorldState | ChunkInfo | Stats | End | Error | Pong
+ServerMessage = Ready | Queued | WorldState | ChunkInfo | Timeline | Memory | Saved | Stats | End | Error | Pong
 _SERVER = TypeAdapter(Annotated[ServerMessage, Field(discriminator="type")])
 
 

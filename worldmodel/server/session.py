@@ -11,7 +11,6 @@ the world outlives the session too, and even the server.
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import logging
 import secrets
@@ -20,54 +19,43 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from worldmodel.actions import Action
-from worldmodel.engine import Engine, EngineFull, Seat
+from worldmodel.engine import Engine, EngineFull, EngineStopped, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
+from worldmodel.server import timeline as tl
+from worldmodel.server.adapt import Adaptation, Picture, resized
+from worldmodel.server.branches import Branches, NotPossible
 from worldmodel.server.controls import Controls
+from worldmodel.server.exports import save_video, save_world
+from worldmodel.server.files import Files
 from worldmodel.server.metrics import ActionDelay, Metrics
+from worldmodel.server.origin import Origin, read_world
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
 from worldmodel.server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 _SEND_MARGIN_S = 0.005  # encoding and hand-over, on top of the model's step
+MAX_ORDERS = 4
+"""Rewinds, forks and switches that may wait."""
 _RESUMED_FRAMES = 10_000  # more than are sent between two saves: frame numbers never go back
 
 
 class Connection(Protocol):
-    """Where messages go. Sending to a closed connection does nothing: the receiving side notices."""
+    """Where messages go. Sending to a closed connection does nothing: the receiving side notices, and afterwards it is `gone`."""
 
+    address: str
+
+    @property
+    def gone(self) -> bool: ...
     async def send(self, message: p.ServerMessage) -> None: ...
     async def send_frame(self, data: bytes) -> None: ...
     async def close(self, code: p.CloseCode | int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a world begins."""
-
-    picture: Path | Image.Image | None
-    prompt: str
-    seed: int
-    gallery: str | None = None
-    image: str | None = None
-
-    @cached_property
-    def png(self) -> str | None:
-        """An uploaded picture, for a note beside the saved world; gallery pictures are found by name."""
-        if not isinstance(self.picture, Image.Image):
-            return None
-        out = io.BytesIO()
-        self.picture.save(out, "PNG")
-        return base64.b64encode(out.getvalue()).decode()
 
 
 @dataclass(frozen=True)
@@ -86,6 +74,7 @@ class Session:
     Args:
         engine: Steps the worlds of its `model`, a `WorldModel` (or anything with its face).
         find_image: Upload id -> uint8 [H, W, 3], or None when it is unknown.
+        files: Where downloads are put, and uploaded worlds are found.
         token: With it the visitor comes back; a new one by default.
         saved: The `WorldState` of an earlier session with this token, to go on in.
         metrics: What is observed goes there.
@@ -96,6 +85,7 @@ class Session:
         engine: Engine,
         settings: ServerSettings,
         find_image: Callable[[str], np.ndarray | None],
+        files: Files,
         token: str | None = None,
         saved: Any = None,
         metrics: Metrics | None = None,
@@ -104,7 +94,7 @@ class Session:
         self.id, self.token = secrets.token_hex(4), token or secrets.token_urlsafe(18)
         self.touched = time.monotonic()  # last time the visitor did something
         self.connection: Connection | None = None
-        self._model, self._engine, self._settings, self._find_image = model, engine, settings, find_image
+        self._model, self._engine, self._settings, self._find_image, self._files = model, engine, settings, find_image, files
         self._rests = settings.rest_when_still and getattr(model, "static_scenes", False)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._changed = asyncio.Event()
@@ -113,15 +103,23 @@ class Session:
         self._seat: Seat | None = None
         self._opening: Future | None = None
         first = next(iter(model.gallery), None)
-        self._origin = self._from_gallery(first) if first else Origin(None, "", 0)
+        self._origin = Origin.in_gallery(first) if first else Origin(None, "", 0)
         self._reset: Origin | None = self._origin
         self._prompt = self._origin.prompt
         self._new_prompt: str | None = None
         self._speed, self._paused, self._quality = 1.0, False, settings.quality
 
+        self.thumbnails = tl.Thumbnails(settings.history + 1 + settings.branches)
+        self.thumbnail_key = secrets.token_urlsafe(18)
+        self._branches = Branches(engine, lambda: tl.Timeline(settings.history + 1, settings.recording_bytes), settings.branches)
+        self._orders: deque[p.Rewind | p.Fork | p.Switch] = deque()
+        self._saving: set[str] = set()
+        self._first = self._memory_bytes = 0  # as the last chunk found them
+
         self._controls = Controls()
         self._credit = Credit(settings.window)
         self._clock = PlayoutClock(model.fps)
+        self._adaptation = Adaptation()
         self._until_frames, self._step_time = StepTime(), StepTime()
         self._queue: deque[_Frame] = deque()
         self._lockstep, self._codec = False, "jpeg"
@@ -131,7 +129,7 @@ class Session:
         self._shown: _Frame | None = None
         self._frame = self._epoch = 0
         self._background: set[asyncio.Task] = set()
-        self._sent_since = self._dropped = 0
+        self._sent_since = self._dropped = self._held_up = 0
         self._encode_s = self._ack_s = 0.0
         self._metrics = metrics or Metrics()
         self._delay = ActionDelay(self._metrics.action_to_send)
@@ -143,9 +141,9 @@ class Session:
 
     @property
     def cache_bytes(self) -> int:
-        """Of this session's world; to be asked in the engine's thread."""
+        """Of this session's worlds; to be asked in the engine's thread."""
         world = self._seat.world if self._seat is not None else None
-        return getattr(world, "num_bytes", 0)
+        return getattr(world, "num_bytes", 0) + self._branches.num_bytes
 
     async def attach(self, connection: Connection, hello: p.Hello) -> None:
         """Stream to `connection` from now on; an older one is told that it was replaced."""
@@ -157,6 +155,7 @@ class Session:
         self._controls = Controls()
         self._delay.forget()
         self._credit = Credit(min(hello.window, self._settings.window))
+        self._adaptation = Adaptation()
         height, width = self._model.size
         if self._lockstep != (hello.mode == "lockstep"):
             self._lockstep = not self._lockstep
@@ -172,6 +171,8 @@ class Session:
         if refusal is not None:
             await connection.send(refusal)
         await connection.send(self._state())
+        if resumed and self._seat is not None:
+            await connection.send(self._timeline())
         if self._lockstep:
             lost = [frame for frame in self._unacked if frame.number > hello.frame]
             self._unacked.clear()
@@ -219,6 +220,24 @@ class Session:
                 self._speed = message.speed or self._speed
                 self._quality = message.quality or self._quality
                 await self._send(self._state())
+            case p.Rewind() | p.Fork() | p.Switch():
+                if self._seat is None or len(self._orders) >= MAX_ORDERS:
+                    await self._refuse("The world is still being made; try again in a moment.")
+                else:
+                    self._orders.append(message)
+            case p.Discard():
+                try:
+                    self._branches.discard(message.branch)
+                except NotPossible as error:
+                    await self._refuse(str(error))
+                await self._send(self._state())
+            case p.Save():
+                await self._save(message.kind)
+            case p.Ask():
+                if message.about == "timeline":
+                    await self._send(self._timeline())
+                elif self._seat is not None:
+                    await self._send(await asyncio.wrap_future(self._engine.call(self._memory)))
             case p.Pause():
                 self._paused = True
                 await self._send(self._state())
@@ -273,9 +292,6 @@ class Session:
 
     # ---- worlds -------------------------------------------------------------------------------------------------------
 
-    def _from_gallery(self, entry: Any) -> Origin:
-        return Origin(Path(entry.image_path), entry.prompt, 0, gallery=entry.name)
-
     def _request_reset(self, reset: p.Reset | p.Hello) -> p.Error | None:
         """Begin there as soon as may be, or say why not."""
         origin = self._origin
@@ -283,35 +299,47 @@ class Session:
             entry = next((entry for entry in self._model.gallery if entry.name == reset.gallery), None)
             if entry is None:
                 return p.Error(code="not_found", message=f"There is no world called {reset.gallery!r} here.")
-            origin = self._from_gallery(entry)
+            origin = Origin.in_gallery(entry)
         elif reset.image is not None:
             picture = self._find_image(reset.image)
             if picture is None:
                 return p.Error(code="not_found", message="That picture is not here any more; upload it again.")
             origin = Origin(Image.fromarray(picture), "", 0, image=reset.image)
-        if reset.prompt is not None:
-            origin = replace(origin, prompt=reset.prompt)
-        if reset.seed is not None:
-            origin = replace(origin, seed=reset.seed)
-        self._reset, self._saved = origin, None
+        elif reset.world is not None:
+            file = self._files.get(reset.world)
+            if file is None:
+                return p.Error(code="not_found", message="That world is not here any more; upload it again.")
+            origin = Origin(None, "", 0, file=file.path)
+        self._reset, self._saved = origin.changed(reset), None
+        self._new_prompt, self._paused = None, False
+        self._orders.clear()
+        self._drop_frames()
+        return None
+
+    def _drop_frames(self) -> None:
+        """What was made and asked for so far is not shown or made any more."""
         self._epoch += 1
-        self._paused = False
         for waiting in (self._queue, self._steps, self._unacked):
             waiting.clear()
-        return None
 
     async def _begin_world(self, origin: Origin) -> None:
         saved, self._saved = self._saved, None
+        brought = origin.file is not None
         before = self._origin, self._prompt
-        if saved is None:
-            self._origin, self._prompt, self._new_prompt = origin, origin.prompt, None
         await self._send(self._state(loading=True))
         try:
+            if brought:
+                saved = await asyncio.to_thread(read_world, origin.file, self._model)
+                origin = Origin.from_note(saved.note, saved.meta, self._model.gallery, self._model.size)
+            self._origin = origin
+            if self._new_prompt is None:  # else it came while this waited
+                self._prompt = origin.prompt if saved is None else saved.meta["prompt"]
             if saved is not None:
                 world = await self._seated(lambda: self._model.resume_world(saved, history=self._settings.history))
             else:
                 start = dict(prompt=origin.prompt, seed=origin.seed, history=self._settings.history)
                 world = await self._seated(lambda: self._model.start(origin.picture, **start))
+            path = await asyncio.wrap_future(self._engine.call(lambda: world.path))
         except ImageError as error:
             self._origin, self._prompt = before
             await self._send(p.Error(code="image", message=str(error)))
@@ -320,18 +348,105 @@ class Session:
                 raise
             self._origin, self._prompt = before  # the old world is still there
             await self._send(p.Error(code="busy", message=str(error), retry_after_s=self._settings.busy_retry_s))
-        except Exception:
-            if saved is None:
+        except Exception as error:
+            if saved is None and not brought:
                 raise
-            log.exception("A saved world cannot go on; it starts anew.")
-            self._reset = self._reset or origin
+            log.warning("A saved world cannot go on%s: %r", "" if brought else "; it starts anew", error)
+            if brought:
+                self._origin, self._prompt = before
+                await self._refuse(str(error) if isinstance(error, NotPossible) else "The file is no world that can go on here.")
+            if self._seat is None:
+                self._reset = self._reset or self._origin
         else:
+            self._branches.restart()
+            for at, pose in path[:-1]:
+                self._branches.current.timeline.add(tl.Moment(at, tl.pose_numbers(pose)))
+            self._remember(path[-1][0], path[-1][1], world.last_frame)
             if self._reset is None:
-                frame = world.first_frame if saved is None else world.last_frame
-                seq = self._step_seq if self._lockstep else self._controls.seq
-                self._queue.append(_Frame(frame, 0, seq, p.Flags.KEY | p.Flags.RESET))
-                self._clock.skip_to(time.monotonic())
+                await self._arrive(world)
         await self._send(self._state(loading=self._reset is not None))
+
+    async def _arrive(self, world: Any) -> None:
+        """Show where the visitor is now."""
+        self._first = world.index - world.reach
+        await self._send(self._timeline())
+        seq = self._step_seq if self._lockstep else self._controls.seq
+        self._queue.append(_Frame(world.last_frame, max(0, world.index - 1), seq, p.Flags.KEY | p.Flags.RESET))
+        self._clock.skip_to(time.monotonic())
+
+    async def _travel(self, order: p.Rewind | p.Fork | p.Switch) -> None:
+        """Go back, branch, or change to another branch."""
+        try:
+            match order:
+                case p.Rewind():
+                    await self._branches.rewind(self._seat, order.at)
+                case p.Fork():
+                    await self._branches.fork(self._seat, order.at)
+                case p.Switch():
+                    await self._branches.switch(self._seat, order.branch)
+        except NotPossible as error:
+            await self._refuse(str(error))
+        except EngineFull as error:
+            await self._send(p.Error(code="busy", message=str(error), retry_after_s=self._settings.busy_retry_s))
+        else:
+            world, self._seat.changed = self._seat.world, True
+            self._prompt, self._new_prompt = world.prompt, None
+            self._drop_frames()
+            await self._send(self._state())
+            await self._arrive(world)
+
+    async def _refuse(self, message: str) -> None:
+        await self._send(p.Error(code="world", message=message))
+
+    # ---- what was seen ------------------------------------------------------------------------------------------------
+
+    def _remember(self, at: int, pose: np.ndarray, *frames: np.ndarray) -> tl.Moment:
+        """A moment of the timeline; its pictures are encoded aside."""
+        moment = tl.Moment(at, tl.pose_numbers(pose), self.thumbnails.number())
+        timeline = self._branches.current.timeline
+        timeline.add(moment)
+
+        def work() -> tuple[bytes, ...]:
+            self.thumbnails.put(moment.thumbnail, tl.thumbnail(frames[-1]))
+            return tuple(tl.encode(frame) for frame in frames)
+
+        async def fill() -> None:
+            timeline.fill(moment, await asyncio.to_thread(work))
+
+        self._in_background(fill())
+        return moment
+
+    def _timeline(self) -> p.Timeline:
+        branch = self._branches.current
+        return tl.as_message(branch.number, self._first, branch.timeline.moments, self.thumbnail_key)
+
+    def _memory(self) -> p.Memory:
+        """In the engine's thread."""
+        world = self._seat.world
+        tiles = [p.Tile(latent=t.latent, at=t.at, factor=t.factor, tokens=t.tokens, pose=tl.pose_numbers(t.pose)) for t in world.tiles]
+        return p.Memory(at=world.index, tokens=world.memory_tokens, bytes=world.memory_bytes, tiles=tiles)
+
+    async def _save(self, kind: str) -> None:
+        """Make a file while the walk goes on; one of a kind at a time."""
+        if self._seat is None or kind in self._saving:
+            await self._refuse(f"A {kind} is being saved already." if self._seat is not None else "The world is still being made.")
+            return
+        self._saving.add(kind)
+
+        async def work() -> None:
+            try:
+                if kind == "world":
+                    state = await asyncio.wrap_future(self._engine.call(lambda: self._seat.world.state(note=self._note())))
+                    saved = await save_world(state, self._files)
+                else:
+                    saved = await save_video(self._branches.current.timeline.recording(), self._model.fps, self._files)
+                await self._send(saved)
+            except (NotPossible, EngineStopped, AttributeError) as error:
+                await self._refuse(str(error) if isinstance(error, NotPossible) else "This world has ended.")
+            finally:
+                self._saving.discard(kind)
+
+        self._in_background(work())
 
     async def _seated(self, make: Callable[[], Any]) -> Any:
         """The world that `make` gives, in this session's seat."""
@@ -343,19 +458,11 @@ class Session:
 
     def _note(self) -> dict[str, Any]:
         """What is saved beside the world, called in the engine's thread."""
-        o = self._origin
-        return {
-            "gallery": o.gallery, "image": o.image, "png": o.png, "prompt": o.prompt, "seed": o.seed,
-            "speed": self._speed, "frame": self._frame,
-        }  # fmt: skip
+        return self._origin.note() | {"speed": self._speed, "frame": self._frame}
 
     def _recall(self, note: dict[str, Any], meta: dict[str, Any]) -> None:
         """Go on from `_note`."""
-        entry = next((e for e in self._model.gallery if e.name == note.get("gallery")), None)
-        picture = Path(entry.image_path) if entry else None
-        if note.get("png"):
-            picture = Image.open(io.BytesIO(base64.b64decode(note["png"]))).convert("RGB")
-        self._origin = self._reset = Origin(picture, note.get("prompt", ""), note.get("seed", 0), note.get("gallery"), note.get("image"))
+        self._origin = self._reset = Origin.from_note(note, meta, self._model.gallery, self._model.size)
         self._prompt, self._speed = meta["prompt"], note.get("speed", 1.0)
         self._frame = note.get("frame", 0) + _RESUMED_FRAMES
 
@@ -363,17 +470,22 @@ class Session:
         o = self._origin
         loading = self._seat is None or self._reset is not None if loading is None else loading
         return p.WorldState(
-            gallery=o.gallery, image=o.image, prompt=self._prompt, seed=o.seed, speed=self._speed, paused=self._paused, loading=loading
-        )
+            gallery=o.gallery, image=o.image, prompt=self._prompt, seed=o.seed, speed=self._speed, paused=self._paused, loading=loading,
+            branch=self._branches.current.number, branches=self._branches.told(),
+        )  # fmt: skip
 
     # ---- the three loops ----------------------------------------------------------------------------------------------
 
     async def _step_loop(self) -> None:
         while True:
-            await self._until(lambda: self._reset is not None or self._may_step())
+            await self._until(lambda: self._reset is not None or bool(self._orders) or self._may_step())
             if self._reset is not None:
                 origin, self._reset = self._reset, None
                 await self._begin_world(origin)
+                self._changed.set()
+                continue
+            if self._orders:
+                await self._travel(self._orders.popleft())
                 self._changed.set()
                 continue
             if self._lockstep:
@@ -383,7 +495,7 @@ class Session:
             await self._play_chunk(max(due, time.monotonic()))
 
     async def _play_chunk(self, due: float) -> None:
-        """One chunk, started when it is `due`, unless the visitor resets, pauses or goes before that."""
+        """One chunk, started when it is `due`, unless the visitor resets, goes back, pauses or leaves before that."""
         world, epoch, controls, seq = self._seat.world, self._epoch, self._controls, 0
         asked = self._steps[0] if self._lockstep else None
 
@@ -401,7 +513,7 @@ class Session:
         made, done = asyncio.wrap_future(step.chunk), asyncio.wrap_future(step.done)
         made.add_done_callback(lambda _: self._changed.set())
         try:
-            await self._until(lambda: made.done() or self._reset is not None or not self._may_step())
+            await self._until(lambda: made.done() or self._reset is not None or bool(self._orders) or not self._may_step())
             if not made.done() and self._engine.cancel(step):
                 return
             chunk = await made
@@ -410,6 +522,7 @@ class Session:
                 if asked is not None and asked in self._steps:
                     self._steps.remove(asked)
                 self._enqueue(chunk, seq if asked is not None or controls is self._controls else 0, 1e3 * (time.monotonic() - due))
+            self._first, self._memory_bytes = world.index - world.reach, world.memory_bytes
             self._metrics.step.observe(await done)  # the memory is written after the frames have left
         finally:
             made.cancel(), done.cancel()  # nobody asks them any more
@@ -442,7 +555,11 @@ class Session:
         if not self._queue:
             self._clock.restart(time.monotonic())
         timings = {name: round(float(ms), 2) for name, ms in chunk.timings.items()}
-        info = p.ChunkInfo(chunk=chunk.index, action_seq=seq, frames=len(chunk.frames), made_ms=round(made_ms, 2), timings=timings)
+        moment = self._remember(chunk.index + 1, chunk.camera_to_world[-1], *chunk.frames)
+        info = p.ChunkInfo(
+            chunk=chunk.index, action_seq=seq, frames=len(chunk.frames), made_ms=round(made_ms, 2), timings=timings, pose=moment.pose,
+            thumbnail=tl.address(self.thumbnail_key, moment.thumbnail),
+        )  # fmt: skip
         for i, pixels in enumerate(chunk.frames):
             first = i == 0
             flags = p.Flags.KEY | (p.Flags.CHUNK_START if first else p.Flags.NONE)
@@ -451,16 +568,21 @@ class Session:
 
     async def _send_loop(self) -> None:
         while True:
+            late = bool(self._queue) and not self._credit.available  # the link's fault, or its other end's
             await self._until(lambda: bool(self._queue) and self.connection is not None and not self._paused and self._credit.available)
             wait = self._clock.due - time.monotonic()
             if wait > 0 and not self._lockstep:
                 await asyncio.sleep(wait)
                 continue
             connection, credit, epoch = self.connection, self._credit, self._epoch
+            skipped = self._dropped
             frame = self._next_frame()
+            self._held_up += self._dropped - skipped if late else 0
             begun = time.perf_counter()
-            codec = self._codec
-            payload = await asyncio.get_running_loop().run_in_executor(self._encoder, _encode, frame.pixels, codec, self._quality)
+            height, width = frame.pixels.shape[:2]
+            picture = self._adaptation.picture(self._quality, width, height)
+            work = _encode, frame.pixels, self._codec, picture
+            codec, payload = await asyncio.get_running_loop().run_in_executor(self._encoder, *work)
             encode_s = time.perf_counter() - begun
             self._encode_s += (encode_s - self._encode_s) / 8
             self._metrics.encode.observe(encode_s)
@@ -472,11 +594,11 @@ class Session:
             self._shown, self._sent_since = frame, self._sent_since + 1
             now = time.monotonic()
             credit.sent(frame.number, now)
-            height, width = frame.pixels.shape[:2]
+            flags = frame.flags | (p.Flags.REDUCED if picture.reduced else p.Flags.NONE)
             t_ms = int((now - self._born) * 1000)
             if frame.info is not None:
                 await connection.send(frame.info)
-            header = p.FrameHeader(frame.number, frame.seq, frame.chunk, t_ms, width, height, p.Codec[codec.upper()], frame.flags)
+            header = p.FrameHeader(frame.number, frame.seq, frame.chunk, t_ms, picture.width, picture.height, codec, flags)
             await connection.send_frame(p.pack_frame(header, payload))
             self._delay.sent(frame.seq)
             self._metrics.frames_sent.inc()
@@ -508,10 +630,14 @@ class Session:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
+            if not self._lockstep and self._codec == "jpeg":
+                self._adaptation.second(self._sent_since, self._held_up)
+            self._held_up = 0
             stats = p.Stats(
                 fps=round(self._sent_since / (now - since), 1), step_ms=round(1e3 * self._step_time.typical, 1),
                 encode_ms=round(1e3 * self._encode_s, 2), latency_ms=round(1e3 * self._ack_s, 1),
-                quality=self._quality, dropped=self._dropped,
+                quality=self._adaptation.picture(self._quality, *self._model.size).quality, dropped=self._dropped,
+                first=self._first, memory_bytes=self._memory_bytes,
             )  # fmt: skip
             since, self._sent_since = now, 0
             await self._send(stats)
@@ -557,9 +683,9 @@ async def _dismiss(connection: Connection, message: p.ServerMessage, code: p.Clo
     await connection.close(code)
 
 
-def _encode(pixels: np.ndarray, codec: str, quality: int) -> bytes:
+def _encode(pixels: np.ndarray, codec: str, picture: Picture) -> tuple[p.Codec, bytes]:
     if codec == "png":
         out = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=1)
-        return out.getvalue()
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, colorspace="RGB", colorsubsampling="420")
+        return p.Codec.PNG, out.getvalue()
+    return p.Codec.JPEG, tl.encode(resized(pixels, picture), picture.quality)

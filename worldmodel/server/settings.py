@@ -15,10 +15,27 @@ class ServerSettings:
 
     worlds: int = 1
     """Visitors who walk at once, each in a world of their own; those that are due are stepped as one batch."""
+    batch: int = 0
+    """Worlds stepped together at most; 0: all that are due, 1: one after the other."""
+    line: int = 0
+    """Visitors who may wait in line when all places are taken; others are refused."""
+    places_each: int = 0
+    """Worlds, and places in line, that one address may have; 0: no limit."""
     time_limit_s: float = 0.0
     """A visitor who has walked this long makes room, if somebody else is waiting; 0: no limit."""
-    history: int = 0
-    """Chunks that a world can go back at least. Going back costs memory: about 0.1 MB a chunk, and 20 MB for every 32 (`World`)."""
+    history: int = 480
+    """Chunks that a world can go back at least. With the packaged model 480 are two minutes, for 210 MB in all (`World`)."""
+    branches: int = 3
+    """Branches that a visitor may keep beside the one walked in; each costs a memory, and what it does not share of the past."""
+    recording_bytes: int = 64 * 2**20
+    """Frames kept of each branch, as JPEG, to make a video of."""
+    files_kept: int = 64
+    """Worlds and videos made to be downloaded, and uploaded worlds; of all of them together at most `files_bytes`."""
+    files_bytes: int = 2 * 2**30
+    file_s: float = 1800.0
+    """How long such a file is there."""
+    world_bytes: int = 256 * 2**20
+    """Of an uploaded world."""
     autosave: AutosaveConfig | None = None
     """Where worlds are saved, so that a visitor goes on in theirs after the grace period or a restart of the server; None: nowhere."""
     window: int = 3
@@ -49,8 +66,8 @@ class ServerSettings:
     """Origins besides the server's own that may open a stream, for example ``https://example.org``."""
 
     def __post_init__(self) -> None:
-        if self.worlds < 1 or self.history < 0 or self.time_limit_s < 0:
-            raise ValueError(f"worlds is 1 or more, history and time_limit_s are 0 or more, got {self}.")
+        if self.worlds < 1 or min(self.history, self.branches, self.batch, self.line, self.places_each, self.time_limit_s) < 0:
+            raise ValueError("worlds is 1 or more; history, branches, batch, line, places_each and time_limit_s are 0 or more.")
         if self.access_token is not None and len(self.access_token) < 16:
             raise ValueError("access_token has 16 characters or more; `openssl rand -hex 16` makes one.")
         if not 1 <= self.window <= 16:
