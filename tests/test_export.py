@@ -27,29 +27,20 @@ import sys
 sys.modules["worldmodel"] = None  # importing it fails
 import numpy as np
 from diffusers import DiffusionPipeline
-folder, out = sys.argv[1:]
-try:
-    DiffusionPipeline.from_pretrained(folder)
-except ValueError as error:
-    assert "trust_remote_code" in str(error), error
-pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-pipe.set_progress_bar_config(disable=True)
-made = pipe("a snowy castle", image=f"{folder}/start.png", actions="w*12 left*12", seed=5, output_type="np")
-world = pipe.world_model.start(f"{folder}/start.png", "a snowy castle", seed=5)
-first = world.step("w*4").frames
-pictures = pipe("a castle", actions="w*1", num_inference_steps=1, return_dict=False)[0]
-assert pictures[0].size == made.frames.shape[2:0:-1] and world.fork().index == 1
-np.savez(out, frames=made.frames, poses=made.camera_to_world, first=first)
+for folder in sys.argv[1:]:
+    try:
+        DiffusionPipeline.from_pretrained(folder)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe("a snowy castle", image=f"{folder}/start.png", actions="w*12 left*12", seed=5, output_type="np")
+    world = pipe.world_model.start(f"{folder}/start.png", "a snowy castle", seed=5)
+    first = world.step("w*4").frames
+    pictures = pipe("a castle", actions="w*1", num_inference_steps=1, return_dict=False)[0]
+    assert pictures[0].size == made.frames.shape[2:0:-1] and world.fork().index == 1
+    np.savez(f"{folder}/seen.npz", frames=made.frames, poses=made.camera_to_world, first=first)
 """
-
-
-def opened_alone(folder, out):
-    Image.fromarray(picture()).save(folder / "start.png")
-    code = out.parent / "hf"
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(code), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", ALONE, str(folder), str(out)], env=env, cwd=out.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return np.load(out)
 
 
 def played(model):
@@ -57,43 +48,62 @@ def played(model):
     return np.concatenate([world.first_frame[None], *(c.frames for c in world.stream(SCRIPT))])
 
 
-@pytest.fixture
-def wan_model(tmp_path):
-    wan_files.write_diffusers(tmp_path / "wan")
-    torch.save(published(4), tmp_path / "taew2_1.pth")
+@pytest.fixture(scope="module")
+def wan_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan")
+    wan_files.write_diffusers(folder / "wan")
+    torch.save(published(4), folder / "taew2_1.pth")
     model = WorldModel.from_wan(
-        tmp_path / "wan", tiny_decoder=tmp_path / "taew2_1.pth", size=wan_files.SIZE, text=TextConfig("umt5", 8, 24),
+        folder / "wan", tiny_decoder=folder / "taew2_1.pth", size=wan_files.SIZE, text=TextConfig("umt5", 8, 24),
         transformer=dict(camera_dim=8), memory=MemoryConfig(window=2, horizon=12), chunk=1,
     )  # fmt: skip
     for block in model.transformer.blocks:
         torch.nn.init.normal_(block.action_proj.weight)
         torch.nn.init.normal_(block.pose_proj.weight)
+    model.text.dtype = torch.float32
     return model
 
 
-def test_a_wan_student_plays_in_plain_diffusers(wan_model, tmp_path):
-    export(wan_model, tmp_path / "out", torch.float32)
-    seen = opened_alone(tmp_path / "out", tmp_path / "seen.npz")
-    assert np.array_equal(seen["frames"], played(wan_model)) and seen["poses"].shape == (25, 4, 4)
-    assert np.array_equal(seen["first"], wan_model.start(picture(), "a snowy castle", seed=5).step("w*4").frames)
-    back = WorldModel.from_pretrained(tmp_path / "out")
-    back.text.dtype = torch.float32
-    assert back.fingerprint == wan_model.fingerprint and np.array_equal(played(back), played(wan_model))
-    text = (tmp_path / "out" / "README.md").read_text()
-    assert "trust_remote_code=True" in text and f"{wan_files.SIZE[0]}x{wan_files.SIZE[1]}" in text
-    with pytest.raises(ModelError, match="is not empty"):
-        export(wan_model, tmp_path / "out")
-
-
-def test_a_model_with_an_autoencoder_of_our_own_does_too(tmp_path):
+@pytest.fixture(scope="module")
+def own_model():
+    """With an autoencoder of our own and a sentence encoder"""
     model = small_model()
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=len(wan_files.WORDS))
     model.text = TextEncoder.of_modules(model.config.text, wan_files.tokenizer(), BertModel(BertConfig(**sizes), add_pooling_layer=False))
-    export(model, tmp_path / "out", torch.float32)
-    seen = opened_alone(tmp_path / "out", tmp_path / "seen.npz")
-    assert np.array_equal(seen["frames"], played(model))
-    assert np.array_equal(played(WorldModel.from_pretrained(tmp_path / "out")), played(model))
+    return model
+
+
+@pytest.fixture(scope="module")
+def hub(wan_model, own_model, tmp_path_factory):
+    """Both exported, and opened in a process that has diffusers alone."""
+    root = tmp_path_factory.mktemp("hub")
+    for name, model in (("wan", wan_model), ("own", own_model)):
+        export(model, root / name, torch.float32)
+        Image.fromarray(picture()).save(root / name / "start.png")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(root / "code"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", ALONE, str(root / "wan"), str(root / "own")]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+def test_a_wan_student_plays_in_plain_diffusers(wan_model, hub):
+    seen = np.load(hub / "wan" / "seen.npz")
+    assert np.array_equal(seen["frames"], played(wan_model)) and seen["poses"].shape == (25, 4, 4)
+    assert np.array_equal(seen["first"], wan_model.start(picture(), "a snowy castle", seed=5).step("w*4").frames)
+    back = WorldModel.from_pretrained(hub / "wan")
+    back.text.dtype = torch.float32
+    assert back.fingerprint == wan_model.fingerprint and np.array_equal(played(back), played(wan_model))
+    text = (hub / "wan" / "README.md").read_text()
+    assert "trust_remote_code=True" in text and f"{wan_files.SIZE[0]}x{wan_files.SIZE[1]}" in text
+    with pytest.raises(ModelError, match="is not empty"):
+        export(wan_model, hub / "wan")
+
+
+def test_a_model_with_an_autoencoder_of_our_own_does_too(own_model, hub):
+    assert np.array_equal(np.load(hub / "own" / "seen.npz")["frames"], played(own_model))
+    assert np.array_equal(played(WorldModel.from_pretrained(hub / "own")), played(own_model))
 
 
 def test_the_command_starts_a_student_from_wan(tmp_path, capsys):
@@ -109,9 +119,9 @@ def test_the_command_starts_a_student_from_wan(tmp_path, capsys):
 
 
 def test_without_a_text_encoder_there_is_nothing_to_export(wan_model, tmp_path):
-    wan_model.text = TextEncoder(wan_model.config.text)
+    parts = wan_model.transformer, wan_model.autoencoder, TextEncoder(wan_model.config.text), wan_model.config
     with pytest.raises(ModelError, match="needs its text encoder"):
-        export(wan_model, tmp_path / "out")
+        export(WorldModel(*parts), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -122,6 +132,12 @@ def test_modules_with_the_same_names_cannot_go_into_one_file(tmp_path, monkeypat
     made: dict = {}
     exec(single_file(("a",), "x"), made)  # noqa: S102
     assert made["f"]() == 7
+    (tmp_path / "a.py").write_text("def f():\n    from worldmodel.b import (\n        g,\n    )\n\n    return g()\n")
+    made = {}
+    exec(single_file(("a",), "x"), made)  # noqa: S102
+    with pytest.raises(ImportError, match="needs worldmodel itself"):
+        made["f"]()
+    (tmp_path / "a.py").write_text("from worldmodel.b import g\n\n\ndef f():\n    return g()\n")
     (tmp_path / "b.py").write_text("def f():\n    pass\n\n\ng = f\n")
     with pytest.raises(ValueError, match="b.py and a.py both define f"):
         single_file(("a",), "x")

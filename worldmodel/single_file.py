@@ -1,8 +1,7 @@
 """Modules of this package as one file that imports nothing of it: what a hub folder needs, where each part brings its own code.
 
 Every module keeps its text; only what it imports from its neighbours goes, because they stand above it. Names at the top of the
-modules must therefore differ from one another, which is checked. A function that imports from a module left out raises ImportError
-when it is called.
+modules must therefore differ from one another, which is checked. A function that imports from a module left out says so when it is called.
 """
 
 from __future__ import annotations
@@ -59,10 +58,14 @@ def _without_imports(name: str, present: set[str]) -> str:
     for node in ast.walk(tree):
         types_only = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
-        if types_only or future or _module(node) in present:
-            if any(alias.asname for alias in getattr(node, "names", ())):
-                raise ValueError(f"worldmodel/{name}.py, line {node.lineno}: imports under another name cannot go into one file.")
-            gone.update(range(node.lineno, node.end_lineno + 1))
+        if not (types_only or future or _module(node)) or getattr(node, "lineno", 0) in gone:
+            continue
+        if any(alias.asname for alias in getattr(node, "names", ())):
+            raise ValueError(f"worldmodel/{name}.py, line {node.lineno}: imports under another name cannot go into one file.")
+        gone.update(range(node.lineno, node.end_lineno + 1))
+        if _module(node) not in {None, *present}:
+            gone.remove(node.lineno)
+            lines[node.lineno - 1] = " " * node.col_offset + 'raise ImportError("This needs worldmodel itself: pip install worldmodel")'
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in gone) + "\n"
 
 
