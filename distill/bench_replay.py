@@ -104,7 +104,7 @@ def measure(case: Case) -> Row:
     actions = torch.rand(case.batch, frames, 13)
     poses = torch.from_numpy(np.stack([pose_code(integrate(a.numpy())) for a in actions]))
     condition = Condition(text, actions, poses)
-    autoencoder = TinyAutoencoder(channels).requires_grad_(False)  # of the camera view, if the model has one
+    autoencoder = TinyAutoencoder(channels, depth_widths=(48, 80, 128)).requires_grad_(False)  # of the camera view, if the model has one
     config = replace(case.config, autoencoder=autoencoder)
     start = torch.randn(case.batch, channels, 1, case.grid, case.grid)
     difference = torch.randn(case.batch, channels, case.latents, case.grid, case.grid)

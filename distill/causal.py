@@ -18,12 +18,13 @@ from torch import Tensor
 from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
+from distill.precision import autocast
 from distill.parallel import ALONE, Ranks, finish_model, parallelise
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator
 from worldmodel.autoencoder import VideoAutoencoder
-from worldmodel.camera_view import NEAR, sequence_view
+from worldmodel.camera_view import sequence_view
 from worldmodel.memory import teacher_forcing_layout
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -42,16 +43,6 @@ def channel_weight(autoencoder: VideoAutoencoder, power: float, device: torch.de
     """Weights [1, C, 1, 1, 1] of the channels in a loss, 1 on average: 0, all alike; 1, by how much each changes the picture."""
     gain = autoencoder.channel_gain.to(device) ** (2 * power)
     return (gain / gain.mean()).view(1, -1, 1, 1, 1)
-
-
-def depth_error(found: Tensor, truth: Tensor) -> Tensor:
-    """Mean ``|log((found + d) / (truth + d))|`` of inverse depths of one shape in 1/steps, d half of `NEAR`; NaN: not known.
-
-    So what is near counts by its share, and what is far by how much it would move.
-    """
-    known = truth.isfinite()
-    error = ((found + NEAR / 2) / (truth.nan_to_num(0.0) + NEAR / 2)).log().abs()
-    return (error * known).sum() / known.sum().clamp_min(1)
 
 
 class CausalStage:
@@ -105,25 +96,22 @@ class CausalStage:
         noisy = (1 - s) * clean.repeat(1, 1, 2, 1, 1) + s * noise
         layout = teacher_forcing_layout(r.memory, latents, self.grid, r.chunk, str(self.device))
         to = self.device
-        camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
-        camera = tuple(c.repeat(1, 2, 1) for c in camera)
         noisy = noisy.to(to)
         c = self.model.config
         view = sequence_view(
             self.autoencoder, noisy[:, :, :latents], walk["poses"].to(to), r.chunk, r.memory, c.view_pictures, c.view_focal
         )
-        out, depth = self.model(noisy, (1000 * levels).to(to), text.to(to), camera=camera, layout=layout, view=view, with_depth=True)
-        out = out[:, :, latents:]
+        with autocast(to):
+            camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
+            camera = tuple(c.repeat(1, 2, 1) for c in camera)
+            out = self.model(noisy, (1000 * levels).to(to), text.to(to), camera=camera, layout=layout, view=view)
+        out = out[:, :, latents:].float()
         target = clean if self.model.config.prediction_type == "sample" else noise[:, :, latents:] - clean
         error = (out - target.to(to)).square() * self.channel_weight
         weight = torch.ones(latents, device=to)
         weight[0] = r.first_weight
         loss = (error.mean((0, 1, 3, 4)) * weight).sum() / weight.sum()
-        report = {"latents": float(latents)}
-        if r.depth_weight and depth is not None and "inverse_depth" in walk:
-            error = depth_error(depth.unflatten(0, (len(clean), -1)).squeeze(2), walk["inverse_depth"][:, 1:].to(to))
-            loss, report = loss + r.depth_weight * error, report | {"depth": float(error.detach())}
-        return loss, report
+        return loss, {"latents": float(latents)}
 
     def sample(self, folder: Path) -> dict[str, Any]:
         """Roll-outs of held-out clips beside ground truth, and their PSNR."""

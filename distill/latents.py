@@ -19,10 +19,8 @@ from tqdm import tqdm
 from distill.augment import maybe_palindrome
 from distill.autoencoder import to_video
 from distill.dataset import Clip
-from distill.scenes import inverse_depth
 from worldmodel.autoencoder import TEMPORAL_STRIDE, VideoAutoencoder
 from worldmodel.camera import pose_code, relative_to_first
-from worldmodel.camera_view import CELLS
 
 SHARD_CLIPS = 64
 
@@ -38,7 +36,6 @@ class Walks:
         poses: float64 [N, 1+4(T-1), 4, 4], camera-to-world, translations in steps.
         prompt: int64 [N], rows of `text`.
         text: float32 [P, L, D].
-        inverse_depth: float16 [N, T, k, l] in 1/steps, of each group's last frame, NaN where it is not known; None: of no clip.
         balance: how much windows with rare actions are preferred in drawing; 0: every window alike (see `window_weights`).
     """
 
@@ -49,7 +46,6 @@ class Walks:
     prompt: Tensor
     text: Tensor
     balance: float = 0.0
-    inverse_depth: Tensor | None = None
     _cumulative: dict[tuple[int, float], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -72,16 +68,12 @@ class Walks:
             a[0, -1] = 1.0  # a walk starts standing still
             actions.append(a)
             poses.append(torch.from_numpy(pose_code(relative_to_first(self.poses[n, frames].numpy()))))
-        walk = {
+        return {
             "latents": torch.stack(x).transpose(1, 2).float(),  # B C T h w
             "actions": torch.stack(actions),
             "poses": torch.stack(poses),
             "text": self.text[self.prompt[which]],
         }
-        if self.inverse_depth is not None:
-            depths = [self.inverse_depth[n, s : s + latents] for n, s in zip(which.tolist(), start.tolist(), strict=True)]
-            walk["inverse_depth"] = torch.stack(depths).float()  # B T k l
-        return walk
 
     def _draw_windows(self, batch: int, latents: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clip and start [batch] of random windows."""
@@ -131,12 +123,9 @@ def encode_clip(autoencoder: VideoAutoencoder, clip: Clip, device: torch.device)
     stills = autoencoder.encode(video[:, :, ::TEMPORAL_STRIDE].squeeze(0).transpose(0, 1).unsqueeze(2))[:, :, 0]
     poses = clip.camera_to_world.astype(np.float64).copy()
     poses[:, :3, 3] /= clip.step
-    cells = tuple(CELLS * n for n in stills.shape[-2:])
-    depth = inverse_depth(clip, cells, TEMPORAL_STRIDE) if clip.seed >= 0 else np.full((len(groups), *cells), np.nan)
     return {
         "groups": groups.half().cpu(), "stills": stills.half().cpu(),
         "actions": torch.from_numpy(clip.actions.copy()), "poses": torch.from_numpy(poses),
-        "inverse_depth": torch.from_numpy(depth).half(),
     }  # fmt: skip
 
 

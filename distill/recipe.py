@@ -23,6 +23,7 @@ from distill.stage_recipes import (
     AutoencoderRecipe,
     CausalRecipe,
     DataRecipe,
+    DepthRecipe,
     SelfForcingRecipe,
     StudentInitRecipe,
     TeacherRecipe,
@@ -38,9 +39,10 @@ NEEDS = {"causal": set(), "teacher": set(), "student_init": {"teacher"}, "self_f
 class Recipe:
     name: str = "tiny"
     stages: tuple[str, ...] = ("causal",)
-    """In this order, after the autoencoder. RELIC's whole way is teacher, student_init, self_forcing; causal learns directly."""
+    """In this order, after the autoencoder and its depth. RELIC's whole way is teacher, student_init, self_forcing; causal learns directly."""
     data: DataRecipe = field(default_factory=DataRecipe)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
+    depth: DepthRecipe = field(default_factory=DepthRecipe)
     causal: CausalRecipe = field(default_factory=CausalRecipe)
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     student_init: StudentInitRecipe = field(default_factory=StudentInitRecipe)

@@ -114,6 +114,30 @@ class AutoencoderRecipe:
 
 
 @dataclass(frozen=True)
+class DepthRecipe:
+    """Of the autoencoder's depth, which camera views need; trained where the transformer has `view_focal`."""
+
+    seeds: str = "0-623"
+    walks: int = 4  # through each scene
+    gallery_walks: int = 60  # through each of the gallery's
+    widths: tuple[int, ...] = (48, 80, 128)
+    steps: int = 3000
+    batch: int = 32
+    lr: float = 2e-3
+    workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("depth", self, at_least={1: ("walks", "gallery_walks", "batch", "workers"), 0: ("steps",)}, above_zero=("lr",))
+
+    @property
+    def scenes(self) -> tuple[int, ...]:
+        from distill.scenes.__main__ import parse_seeds
+
+        return parse_seeds(self.seeds)
+
+
+@dataclass(frozen=True)
 class CausalRecipe:
     transformer: dict[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -131,7 +155,6 @@ class CausalRecipe:
     context_noise: float = 0.1  # context is noisy up to this level half of the time
     first_weight: float = 0.05  # of the first latent frame as a target: the start picture from the prompt alone
     pixel_weight: float = 0.5  # 0: all latent channels count the same in the loss; 1: as much as they change the picture
-    depth_weight: float = 0.0  # of the camera view's depth, for clips whose depth is known
     text_dropout: float = 0.1
     seed: int = 0
 
@@ -139,7 +162,7 @@ class CausalRecipe:
         _check(
             "causal",
             self,
-            at_least={1: ("chunk",), 0: ("steps", "weight_decay", "first_weight", "pixel_weight", "depth_weight")},
+            at_least={1: ("chunk",), 0: ("steps", "weight_decay", "first_weight", "pixel_weight")},
             above_zero=("lr", "adam_lr"),
             share=("ema", "pure_noise", "context_noise", "text_dropout"),
         )

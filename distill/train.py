@@ -229,6 +229,8 @@ def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device,
                 if not stage.trainer.run(deadline):
                     return False
                 stage.finish()
+            if any(recipe.transformer(name).view_focal for name in recipe.stages) and not add_depth(recipe, out, deadline, device):
+                return False
 
         # 2. latents
         if not (out / "walks" / "done").exists():
@@ -241,6 +243,33 @@ def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device,
         return True
     finally:
         renderer.stop()
+
+
+def add_depth(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device) -> bool:
+    """Give the run's autoencoder the depth that camera views need, if it has none; returns whether it has it.
+
+    Pictures of clips of one's own have no depth to learn from, so there the packaged weights' is taken.
+    """
+    import torch
+
+    from distill.depth import train_depth
+    from worldmodel.autoencoder import TinyAutoencoder
+    from worldmodel.model import find_model
+
+    folder = out / "autoencoder" / "model"
+    autoencoder = TinyAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)
+    if autoencoder.depth is not None:
+        return True
+    if recipe.data.folder:
+        known = TinyAutoencoder.from_pretrained(find_model("tiny") / "autoencoder", torch_dtype=torch.float32)
+        made = autoencoder.with_depth(known.config.depth_widths, known.depth.state_dict())
+    else:
+        stage = train_depth(recipe.depth, out / "depth", autoencoder, recipe.data.shape, deadline, device)
+        if not stage.trainer.done:
+            return False
+        made = stage.finish()
+    made.save_pretrained(folder)
+    return True
 
 
 def train_models(

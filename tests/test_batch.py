@@ -130,13 +130,11 @@ def test_what_cannot_be_stepped_together_is_refused():
     assert a.index == b.index == 0
 
 
-def test_views_with_fewer_pictures_are_filled_up_without_effect():
+def test_views_of_different_numbers_of_pictures_are_joined():
     model = with_views()
-    worlds = worlds_of(model, (0, 5))
-    plans = [w.plan("left*4") for w in worlds]
-    assert [p.view.pictures.shape[1] for p in plans] == [1, 3]
+    plans = [w.plan("left*4") for w in worlds_of(model, (0, 5))]
     joined = CameraView.together([p.view for p in plans])
-    frames, known = joined.warped(torch.tensor(0.01))
+    latents = torch.randn(2, 8, 4, 4)
     for i, plan in enumerate(plans):
-        own_frames, own_known = plan.view.warped(torch.tensor(0.01))
-        assert torch.allclose(frames[i : i + 1], own_frames, atol=1e-6) and torch.equal(known[i : i + 1], own_known)
+        assert torch.equal(joined.frames[i : i + 1], plan.view.frames) and torch.equal(joined.known[i : i + 1], plan.view.known)
+        assert torch.allclose(joined.depth_of(latents)[i], plan.view.depth_of(latents[i : i + 1])[0], atol=1e-6)

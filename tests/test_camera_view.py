@@ -10,9 +10,13 @@ from worldmodel.actions import as_actions, to_array
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
 from worldmodel.camera_view import (
+    FADES,
+    FAR_AWAY,
+    SHARPER,
     CameraView,
     ViewBlend,
     choose_pictures,
+    depth_of,
     next_view,
     pixel_rays,
     rotation_and_position,
@@ -23,13 +27,11 @@ from worldmodel.memory import MemoryConfig, teacher_forcing_layout
 from worldmodel.transformer import CausalWorldTransformer
 
 FOCAL = 0.7
+DEPTH = (8, 8, 8)
 
 
 class Pixels:
     """A code that keeps pixels as they are."""
-
-    def last_picture(self, latents):
-        return latents
 
     def encode(self, video, grouped=False):
         return video
@@ -40,9 +42,11 @@ def codes(script):
     return torch.from_numpy(pose_code(np.concatenate([np.eye(4)[None], poses])))
 
 
-def view_of(pictures, here, there, quality=1.0):
-    """[K, 3, H, W], [K, 9] and [4, 9] -> the view of one sample"""
-    return CameraView(Pixels(), pictures[None], here[None], there[None], torch.full((1, len(pictures)), quality), FOCAL)
+def view_of(pictures, here, there, inverse_depth=0.0, quality=1.0):
+    """[K, 3, H, W], [K, 9], [4, 9] and a number or [K, H/2, W/2] -> the view of one sample"""
+    k, _, height, width = pictures.shape
+    near = torch.as_tensor(inverse_depth).expand(k, height // 2, width // 2)[None]
+    return CameraView(Pixels(), pictures[None], near, here[None], there[None], torch.as_tensor(quality).expand(1, k), FOCAL)
 
 
 def look(rays):
@@ -57,7 +61,9 @@ def test_a_turn_is_exact_wherever_the_picture_reaches(script):
     rays = pixel_rays(size, FOCAL, "cpu")
     picture = look(rays).view(*size, 3).permute(2, 0, 1)[None]
     code = codes(script)
-    got, known = (x[0] for x in view_of(picture, code[:1], code[1:]).warped(torch.zeros(())))  # 3 4 H W, 4 H W
+    depth = torch.rand(1, 24, 32)  # any: a turn needs none
+    view = view_of(picture, code[:1], code[1:], depth)
+    got, known = view.frames[0], view.known[0]  # 3 4 H W, 4 H W
     rotation, _ = rotation_and_position(code[1:])
     for frame in range(4):
         turned = rays @ rotation[frame].T
@@ -77,21 +83,45 @@ def test_walking_to_a_wall_makes_it_larger():
     picture = wall(20 * rays[:, 0], 20 * rays[:, 1]).view(*size, 3).permute(2, 0, 1)[None]
     code = codes("w*4")
     assert torch.allclose(code[-1, :3], torch.tensor([0.0, 0.0, 4.0]), atol=1e-5)
-    view = view_of(picture, code[:1], code[1:])
-    got = view.warped(torch.full((1, 1, 4, 4), 1 / 16))[0][0, :, -1]
+    view = view_of(picture, code[:1], code[1:], 1 / 20)
+    got = view.frames[0, :, -1]
+    assert (view.known == 1).all()
     want = wall(16 * rays[:, 0], 16 * rays[:, 1]).view(*size, 3).permute(2, 0, 1)
     assert (got - want).abs().max() < 0.01
-    assert (view.warped(torch.zeros(()))[0][0, :, -1] - picture[0]).abs().max() < 1e-4  # infinitely far: nothing moves
+    assert (view_of(picture, code[:1], code[1:]).frames[0, :, -1] - picture[0]).abs().max() < 1e-4  # infinitely far: nothing moves
 
 
-def test_agrees_with_the_renderer():
-    clip = render(0, "left+up*4", size=(64, 64))
+def test_what_hides_behind_something_is_not_known():
+    """A red post 10 steps away before a wall at 40; 4 steps to the right the wall behind it is unknown, until a picture shows it."""
+    size, width = (64, 64), 64
+    x = pixel_rays(size, FOCAL, "cpu")[:, 0].view(size)
+    post = x.abs() < 0.1
+    picture = torch.where(post, torch.tensor([1.0, -1, -1]).view(3, 1, 1), torch.tensor([-1.0, 1, 1]).view(3, 1, 1))[None]
+    near = torch.where(post, 1 / 10, 1 / 40)
+    near = near.view(32, 2, 32, 2).amax((1, 3))[None]
+    code = codes("d*4 static*4")
+    here, there = code[:1], code[-4:]
+    view = view_of(picture, here, there, near)
+    red, known = view.frames[0, 0, -1] > 0, view.known[0, -1] > 0
+    middle = lambda rays: round(float(rays) * FOCAL * width + width / 2)  # noqa: E731, of a ray's x its column
+    assert red[32, middle(-0.4)] and known[32, middle(-0.4)]  # the post, 10 away, has moved by 0.4
+    hidden = slice(middle(-0.1) - 1, middle(-0.1) + 2)  # the wall behind it, 40 away, by 0.1
+    assert not known[32, hidden].any() and known[32, middle(0.3)] and not red[32, middle(0.3)]
+    bare = torch.tensor([-1.0, 1, 1]).view(1, 3, 1, 1).expand(1, 3, *size)
+    both = view_of(torch.cat([picture, bare]), torch.cat([here, there[:1]]), there, torch.cat([near, torch.full_like(near, 1 / 40)]))
+    assert (both.known[0, -1, 32, hidden] > 0).all() and not (both.frames[0, 0, -1, 32, hidden] > 0).any()
+
+
+@pytest.mark.parametrize("script", ["left+up*4", "d*4"])
+def test_agrees_with_the_renderer(script):
+    clip = render(0, script, size=(64, 64), depth=True)
     poses = relative_to_first(clip.camera_to_world, clip.step)
     code = torch.from_numpy(pose_code(poses))[None]
     intrinsics = clip.intrinsics.reshape(-1, 4)[0]
     picture = to_video(clip.frames[None, :1]).transpose(1, 2)
-    view = CameraView(Pixels(), picture, code[:, :1], code[:, 1:5], torch.ones(1, 1), float(intrinsics[0]))
-    warped = to_frames(view.warped(torch.zeros(()))[0])[0]
+    near = torch.from_numpy(clip.step / clip.depth[:1, 1::2, 1::2])[None]
+    view = CameraView(Pixels(), picture, near, code[:, :1], code[:, 1:5], torch.ones(1, 1), float(intrinsics[0]))
+    warped = to_frames(view.frames)[0]
     still = np.broadcast_to(clip.frames[:1], warped.shape)
     inner = (slice(None), slice(12, -12), slice(12, -12))
     assert psnr(clip.frames[1:5][inner], warped[inner]).mean() > psnr(clip.frames[1:5][inner], still[inner]).mean() + 5
@@ -100,7 +130,7 @@ def test_agrees_with_the_renderer():
 @pytest.fixture(params=[1, 2])
 def small(request):
     torch.manual_seed(0)
-    autoencoder = TinyAutoencoder(6, (8, 8, 8), 0)
+    autoencoder = TinyAutoencoder(6, (8, 8, 8), 0, DEPTH)
     model = CausalWorldTransformer(
         patch_size=(1, request.param, request.param), num_attention_heads=2, attention_head_dim=12, in_channels=6, out_channels=6,
         text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8, prediction_type="sample", view_focal=FOCAL,
@@ -114,7 +144,7 @@ def small(request):
 
 def orthogonal_code(channels=6):
     """An autoencoder whose linear code is a projection, as principal components are"""
-    autoencoder = TinyAutoencoder(channels, (8, 8, 8), 0)
+    autoencoder = TinyAutoencoder(channels, (8, 8, 8), 0, DEPTH)
     with torch.no_grad():
         basis = torch.linalg.qr(torch.randn(12 * 256, channels))[0].T.reshape(channels, 12, 16, 16)
         for code in (autoencoder.linear_encoder, autoencoder.linear_decoder):
@@ -132,8 +162,7 @@ def test_starts_as_mostly_the_warped_picture():
     view = start_view(autoencoder, start, code, FOCAL)
     assert (blend.tokens(view) == 0).all()
     out = torch.randn(1, 4, 6)
-    got, _ = blend(torch.randn(1, 4, 10), out, view)  # a turn: depth does not matter
-    frames, known = view.warped(torch.zeros(()))
+    got, frames, known = blend(torch.randn(1, 4, 10), out, view), view.frames, view.known
     assert 0.5 < float((known > 0).float().mean()) < 1
     mine = autoencoder.linear_frames(out.transpose(1, 2).unflatten(2, (2, 2)))
     pixels = torch.where(known[:, None] > 0, torch.lerp(mine, frames, torch.tensor(2.0).sigmoid()), mine)
@@ -154,11 +183,9 @@ def test_looking_back_shows_the_start_picture():
     picks, _ = choose_pictures(here[None], code[-1:], index, allowed & (index > 3), last, 3, FOCAL, (32, 32))
     assert 0 not in picks
     pictures = torch.stack([torch.full((3, 32, 32), v) for v in (-1.0, 1.0)])  # the last one is black, the start white
-    view = CameraView(Pixels(), pictures[None], here[[-1, 0]][None], code[-4:][None], torch.tensor([[0.5, 1.0]]), FOCAL)
-    frames, known = view.warped(torch.zeros(()))
-    assert abs(float(frames[0, :, -1].min()) - (1 - 0.5**4) / (1 + 0.5**4)) < 1e-4 and (known[0, -1] == 1).all()
-    frames, _ = view.warped(torch.zeros(()), torch.tensor([4.0, -4.0]).view(1, 2, 1, 1))
-    assert (frames[0, :, -1, :, 8] < 0).all()  # a preference that is strong enough decides otherwise
+    view = view_of(pictures, here[[-1, 0]], code[-4:], quality=torch.tensor([0.5, 1.0]))
+    less = 0.5**SHARPER
+    assert abs(float(view.frames[0, :, -1].min()) - (1 - less) / (1 + less)) < 1e-4 and (view.known[0, -1] == 1).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -181,7 +208,7 @@ def test_pictures_are_chosen_greedily(seed):
         for p, ray in enumerate(rays):
             x, y, z = turn.T @ (rotation @ ray + 0.02 * (position - origin))
             inside = z > 0.05 and abs(x / z * 2 * FOCAL) <= 1 and abs(y / z * 2 * FOCAL) <= 1
-            shown[s, p] = inside * 0.98**s / (1 + np.linalg.norm(position - origin) / 16)
+            shown[s, p] = inside * FADES**s / (1 + np.linalg.norm(position - origin) / FAR_AWAY)
     want = [len(here) - 1]
     for _ in range(3):
         gains = [np.maximum(shown[s] - shown[want].max(0), 0).sum() for s in range(len(here))]
@@ -217,7 +244,7 @@ def test_a_rollout_sees_what_training_sees(small, chunk, schedule):
     double = tuple(c.repeat(1, 2, 1) for c in camera)
     view = sequence_view(autoencoder, x, poses, chunk, config, 3, FOCAL)
     tail = sequence_view(autoencoder, x, poses, chunk, config, 3, FOCAL, last=2)
-    assert torch.equal(tail.far, view.far[-2:])
+    assert torch.allclose(tail.latents, view.latents[-2:], atol=1e-5)
     layout = teacher_forcing_layout(config, latents, (2, 2), chunk)
     want = model(torch.cat([x, noisy], 2), t, text, camera=double, layout=layout, view=view)[:, :, latents:]
     memory, start = model.new_memory(config, (side, side), chunk=chunk), 0
@@ -241,21 +268,29 @@ def test_an_open_gate_gives_the_warped_picture(small):
     model.view_blend.gate.bias.fill_(1e4)
     side, code = 2 * model.config.patch_size[1], codes("static*4")[None]
     view = start_view(autoencoder, torch.randn(1, 6, 1, side, side), code, FOCAL)
-    assert (view.reached > 0).all()
+    assert (view.known > 0).all()
     out = model(torch.randn(1, 6, 1, side, side), torch.tensor([500.0]), torch.randn(1, 3, 8), view=view)
-    assert torch.allclose(out[:, :, 0], view.far, atol=1e-5)
+    assert torch.allclose(out[:, :, 0], view.latents, atol=1e-5)
 
 
-def test_depth_is_learned_from_pictures(small):
-    """The gradient of the prediction reaches the depth when the camera moves, and not when it only turns."""
-    autoencoder, model = small
-    patch = model.config.patch_size[1]
-    for script, moves in (("w*4", True), ("left*4", False)):
-        model.zero_grad()
-        code = codes(script)[None]
-        view = start_view(autoencoder.requires_grad_(False), torch.randn(1, 6, 1, 2 * patch, 2 * patch), code, FOCAL)
-        model.view_blend(torch.randn(1, 4, 24), torch.randn(1, 4, 6 * patch**2), view)[0].square().sum().backward()
-        assert (float(model.view_blend.inverse_depth.weight.grad.abs().max()) > 1e-6) == moves
+@torch.no_grad()
+def test_depth_is_carried_over_where_points_gave_it():
+    """From a picture whose depth is known to be that of a wall 20 steps away, one comes 4 steps closer, whatever the new picture says."""
+    torch.manual_seed(0)
+    autoencoder, code = orthogonal_code(), codes("w*4")[None]
+    start, new = torch.randn(1, 6, 1, 2, 2), torch.randn(1, 6, 2, 2)
+    view = next_view(autoencoder, start, code[:, :1], code[:, 1:], torch.zeros(1), 1, FOCAL, torch.full((1, 1, 16, 16), 1 / 20))
+    assert view.measured.all() and torch.allclose(view.depth_of(new), torch.full((1, 16, 16), 1 / 16), atol=1e-4)
+    turned = codes("left*16 static*4")[None, 12:]
+    view = next_view(autoencoder, start, code[:, :1], turned[:, -4:], torch.zeros(1), 1, FOCAL, torch.full((1, 1, 16, 16), 1 / 20))
+    assert 0 < view.measured.float().mean() < 1
+    own = depth_of(autoencoder, new)
+    assert torch.equal(view.depth_of(new)[~view.measured], own[~view.measured])
+
+
+def test_an_autoencoder_without_depth_says_so():
+    with pytest.raises(ValueError, match="knows no depth"):
+        start_view(TinyAutoencoder(6, (8, 8, 8), 0), torch.randn(1, 6, 1, 2, 2), codes("w*4")[None], FOCAL)
 
 
 def test_needs_a_model_that_predicts_pictures():

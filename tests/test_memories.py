@@ -13,6 +13,7 @@ from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import RollOutConfig, roll_out
 from worldmodel.actions import as_actions, to_array
 from worldmodel.camera import integrate, pose_code
+from worldmodel.camera_view import FADED, FADES, FAR_AWAY
 from worldmodel.configs import MEMORY_NAMES, RELIC_SCHEDULE, MemoryConfig
 from worldmodel.memories import USUAL_FOCAL, AgeMemory, RetrievalMemory, VisibleMemory, directions, new_memory
 from worldmodel.memory import CompressedMemory, pool_cells, token_positions, training_layout
@@ -77,7 +78,7 @@ def shown_by_hand(codes, index, there, rays):
         for p, ray in enumerate(rays):
             x, y, z = rotation[i].T @ (turn @ ray + 0.02 * (origin - position[i]))
             inside = z > 0.05 and abs(x / z * 2 * USUAL_FOCAL) <= 1 and abs(y / z * 2 * USUAL_FOCAL) <= 1
-            out[row, p] = inside * 0.98 ** min(i, 80) / (1 + np.linalg.norm(origin - position[i]) / 16)
+            out[row, p] = inside * FADES ** min(i, FADED) / (1 + np.linalg.norm(origin - position[i]) / FAR_AWAY)
     return out
 
 

@@ -1,7 +1,6 @@
 """The trainer keeps its promises: resume equals uninterrupted, noise levels and draws are what the recipe says, it learns."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +10,14 @@ from small import small_model
 
 import distill.trainer
 from distill.autoencoder import AutoencoderRecipe, AutoencoderStage, psnr, to_frames, to_video
-from distill.causal import CausalRecipe, CausalStage, depth_error, noise_levels, shifted
+from distill.causal import CausalRecipe, CausalStage, noise_levels, shifted
 from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.export import playable_stage
 from distill.latents import encode_clip
 from distill.optim import Muon, build_optimisers, orthogonalise
 from distill.recipe import FOLDER as RECIPES
 from distill.recipe import Recipe, RecipeError, load_recipe
-from distill.scenes import inverse_depth, render
+from distill.scenes import render
 from distill.self_forcing import SelfForcingRecipe
 from distill.student_init import StudentInitRecipe
 from distill.teacher import TeacherRecipe
@@ -181,27 +180,6 @@ def test_causal_stage_learns_and_plays(tmp_path):
     assert list(tmp_path.glob("sheet-*.png"))
 
 
-def test_depth_is_learned_where_it_is_known(tmp_path):
-    """Its loss falls, and what the transformer warps with comes from the inside of the network, so its blocks learn from it too."""
-    torch.manual_seed(0)
-    walks = synthetic_walks()
-    clips, latents = walks.groups.shape[:2]
-    side = 4 * walks.groups.shape[-1]
-    walks.inverse_depth = torch.full((clips, latents, side, side), 0.05).half()
-    recipe = CausalRecipe(
-        transformer=TRANSFORMER | {"prediction_type": "sample", "view_focal": 0.7}, memory=MemoryConfig(window=2, horizon=20), steps=40,
-        curriculum=((0.0, 4, 2),), lr=0.01, adam_lr=2e-2, depth_weight=1.0,
-    )  # fmt: skip
-    stage = CausalStage(recipe, tmp_path, walks, walks, small_model().autoencoder, torch.device("cpu"))
-    loss, report = stage.loss(0)
-    assert report["depth"] == pytest.approx(np.log(0.055 / (0.01 * np.log(2) + 0.005)), rel=1e-3)  # the head starts at zero
-    loss.backward()
-    assert float(stage.model.view_blend.inverse_depth.bias.grad.abs().max()) > 0
-    stage.model.zero_grad()
-    assert stage.trainer.run(Deadline(9))
-    assert stage.loss(1000)[1]["depth"] < 0.5 * report["depth"]
-
-
 def test_autoencoder_stage_beats_the_linear_code_and_keeps_the_latents(tmp_path):
     frames = np.stack([render(3, "left*4 w*4", start=k, size=(32, 32)).frames for k in range(6)])
     stage = AutoencoderStage(
@@ -220,16 +198,12 @@ def test_autoencoder_stage_beats_the_linear_code_and_keeps_the_latents(tmp_path)
     assert encoded["groups"].shape == (3, 16, 2, 2) and encoded["stills"].shape == (3, 16, 2, 2)
     still = model.encode(to_video(clip.frames[None, :1]))
     assert torch.allclose(encoded["stills"][0].float(), still[0, :, 0], atol=2e-2)
-    assert encoded["inverse_depth"].shape == (3, 8, 8) and encoded["inverse_depth"].isfinite().all()
-    foreign = encode_clip(model, replace(clip, seed=-1), torch.device("cpu"))
-    assert foreign["inverse_depth"].shape == (3, 8, 8) and foreign["inverse_depth"].isnan().all()
 
 
 def test_depth_says_how_pictures_move():
     """A picture looked up in another by its inverse depth is the picture that was rendered there."""
-    clip = render(3, "w+a*6", start=2, size=(64, 64))
-    depth = torch.from_numpy(inverse_depth(clip, (64, 64)))[6]  # of the last frame
-    assert inverse_depth(clip, (16, 8), 3).shape == (3, 16, 8)
+    clip = render(3, "w+a*6", start=2, size=(64, 64), depth=True)
+    depth = torch.from_numpy(clip.step / clip.depth[6])  # of the last frame
     poses = torch.from_numpy(pose_code(relative_to_first(_in_steps(clip))))
     turn, move = relative(poses[0], poses[6])
     rays, focal = pixel_rays((64, 64), float(clip.intrinsics[0]), "cpu"), float(clip.intrinsics[0])
@@ -237,7 +211,7 @@ def test_depth_says_how_pictures_move():
     there = torch.from_numpy(clip.frames[6].copy()).float()
 
     def error(scale):
-        where, inside = look_up(rays, turn, move, scale * depth.flatten()[None], focal, 1.0)
+        where, inside, _ = look_up(rays, turn, move, scale * depth.flatten()[None], focal, 1.0)
         found = torch.nn.functional.grid_sample(picture, where.view(1, 64, 64, 2), align_corners=False)[0].permute(1, 2, 0)
         return float((found - there).abs().mean(-1)[inside.view(64, 64)].median())
 
@@ -248,15 +222,6 @@ def _in_steps(clip):
     poses = clip.camera_to_world.astype(np.float64).copy()
     poses[:, :3, 3] /= clip.step
     return poses
-
-
-def test_the_error_of_depth_is_relative_and_leaves_out_what_is_not_known():
-    truth = torch.tensor([[0.02, float("nan")], [0.0, 0.3]])
-    found = torch.tensor([[0.04, 7.0], [0.01, 0.3]], requires_grad=True)
-    error = depth_error(found, truth)
-    error.backward()
-    assert float(error.detach()) == pytest.approx((np.log(0.045 / 0.025) + np.log(0.015 / 0.005)) / 3, rel=1e-5)
-    assert found.grad[0, 1] == 0 and found.grad.isfinite().all() and found.grad[0, 0] > 0
 
 
 def test_pixels_round_trip_and_psnr():

@@ -8,6 +8,7 @@ are float [B, C, T, h, w], normalised by per-channel mean and scale. Streaming d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+
+from worldmodel.depth import PictureDepth
 
 TEMPORAL_STRIDE = 4
 
@@ -74,6 +77,8 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     (`channel_gain`), and a better decoder never makes encoded clips or a trained world model useless. The decoder adds what a
     linear code cannot: edges across patches and detail that the latent frame before already showed, which is all the state that
     a stream needs.
+
+    With `depth_widths` it also tells how far away things are (`PictureDepth`), for camera views.
     """
 
     spatial_stride = 16
@@ -84,6 +89,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         latent_channels: int = 384,
         decoder_widths: tuple[int, int, int] = (96, 128, 160),
         decoder_blocks: int = 3,
+        depth_widths: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -100,6 +106,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         self.refine_out = nn.Conv2d(full, pixels * 16, 1)
         nn.init.zeros_(self.refine_out.weight)
         nn.init.zeros_(self.refine_out.bias)
+        self.depth = PictureDepth(tuple(depth_widths)) if depth_widths else None
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
 
@@ -160,6 +167,12 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         raw = latents * self.latents_std[:, :, 0] + self.latents_mean[:, :, 0]
         return self._synthesise(raw, slice(TEMPORAL_STRIDE - 1, None, TEMPORAL_STRIDE)).clamp(-1, 1)
 
+    def inverse_depth(self, pictures: Tensor) -> Tensor:
+        """Of what pictures [N, 3, H, W] show: [N, 1, H/2, W/2] in 1/steps; raises ValueError where no depth was trained"""
+        if self.depth is None:
+            raise ValueError("This autoencoder knows no depth, which camera views need: train one with depth_widths.")
+        return self.depth(pictures)
+
     def decode_raw(self, latents: Tensor, previous: Tensor | None = None) -> Tensor:
         """Raw latents [B, C, t, h, w] -> groups [B, 3, t, 4, H, W]; `previous` [B, C, h, w] is None at a stream's start."""
         b, _, t = latents.shape[:3]
@@ -176,6 +189,14 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
 
     def advance(self, latents: Tensor, state: Tensor | None = None) -> Tensor:
         return (latents * self.latents_std + self.latents_mean)[:, :, -1]
+
+    def with_depth(self, widths: Sequence[int], weights: dict[str, Tensor]) -> TinyAutoencoder:
+        """A copy that knows depth: `PictureDepth` of these widths and weights"""
+        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        made = TinyAutoencoder(**config | {"depth_widths": tuple(widths)})
+        mine = {k: v for k, v in self.state_dict().items() if not k.startswith("depth.")}
+        made.load_state_dict(mine | {f"depth.{k}": v for k, v in weights.items()})
+        return made
 
     # -- making one --------------------------------------------------------------------------------------------------------
     @torch.no_grad()

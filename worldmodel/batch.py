@@ -61,7 +61,7 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
     frames = [model.to_frames(video) for video, _ in decoded]
     chunks = []
     for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
-        chunks.append(world.accept(latents[i : i + 1].clone(), plan.actions, plan.poses, frames[i], decoded[i][1]))
+        chunks.append(world.accept(latents[i : i + 1].clone(), plan.actions, plan.poses, frames[i], decoded[i][1], plan.view))
     clock.append(time.perf_counter())
     for chunk in chunks:
         chunk.timings.update(zip(("prepare", "denoise", "decode"), (1000 * float(d) for d in np.diff(clock)), strict=True))

@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
 
-NEAR = 0.01
-"""Unit of inverse depth, in 1/steps: a step is what the camera moves in a frame at speed 1."""
 CELLS = 4
-"""Inverse depths per token and axis."""
+"""Cells per token and axis in which tokens are told what is known."""
 USUAL = 0.02
 """Inverse depth at which it is judged what a picture shows."""
 FADES, FADED = 0.98, 80
 """Quality that a picture keeps for every latent frame between the start and it, and after how many it fades no more."""
-FAR_AWAY = 16.0
+FAR_AWAY = 128.0
 """Steps between two places at which the picture of one is half as good for the other."""
-SHARPER = 4.0
+SHARPER = 8.0
 """Power of the quality by which pictures are weighed where several reach."""
+ASTRAY = 2.0
+"""Pixels by which a look-up may go astray for what the picture has there being elsewhere; beyond, it shows something else."""
 
 
 def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,15 +60,18 @@ def pixel_rays(size: tuple[int, int], focal: float, device: str, dtype: torch.dt
     return torch.stack([x / f, y / f, torch.ones_like(x)], -1).flatten(0, 1).to(device, dtype)
 
 
-def look_up(rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
-    """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, and whether inside it [..., P].
+def look_up(
+    rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, whether inside it [..., P], and how far
+    away from that one what they show is, as a share of its distance here [..., P].
 
     `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `inverse_depth` a number or [..., 1, P], `aspect` width over height.
     """
     x, y, z = (turn @ rays.T + inverse_depth * move.unsqueeze(-1)).unbind(-2)  # by axis, so that memory is read in one piece
     scale = 2 * focal / z.clamp_min(0.05)
     x, y = x * scale, y * scale * aspect
-    return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05)
+    return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05), z
 
 
 def shown(here: Tensor, there: Tensor, index: Tensor, rays: Tensor, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
@@ -79,7 +82,7 @@ def shown(here: Tensor, there: Tensor, index: Tensor, rays: Tensor, focal: float
     """
     turn, move = relative(here, there.unsqueeze(1))
     quality = FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
-    _, inside = look_up(rays, turn, move, USUAL, focal, aspect)
+    _, inside, _ = look_up(rays, turn, move, USUAL, focal, aspect)
     return inside * quality.unsqueeze(-1), quality
 
 
@@ -116,79 +119,132 @@ def choose_pictures(
 
 
 # -- the view --------------------------------------------------------------------------------------------------------------
+def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tuple[Tensor, Tensor]:
+    """What is how far away from where the camera goes: each picture's points, as they fall into the new picture, the nearest in front.
+
+    Args:
+        turn, move: [M, 3, 3] and [M, 3], `relative`'s of a picture `here` and the wanted frame `there`.
+        inverse_depth: [M, h, w] of the pictures, 1/steps.
+
+    Returns:
+        inverse depth [M, h, w] from the new pose, and where there is any [M, h, w]; gaps of one place between points are closed.
+    """
+    m, height, width = inverse_depth.shape
+    rays = pixel_rays((height, width), focal, str(inverse_depth.device), inverse_depth.dtype)
+    near = inverse_depth.flatten(1)
+    x, y, z = (turn.transpose(1, 2) @ (rays.T - near.unsqueeze(1) * move.unsqueeze(2))).unbind(1)  # M hw
+    scale = focal * width / z.clamp_min(0.05)
+    column, row = (x * scale + width / 2).floor(), (y * scale + height / 2).floor()
+    inside = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    place = torch.where(inside, row * width + column, height * width).long()  # one place more for what falls outside
+    out = near.new_full((m, height * width + 1), -1.0).scatter_reduce_(1, place, near / z.clamp_min(0.05), "amax")
+    out = out[:, :-1].unflatten(1, (height, width))
+    wider = F.max_pool2d(out, 3, 1, 1)
+    there_is = F.max_pool2d((wider < 0).to(out), 3, 1, 1) == 0  # gaps closed, while edges stay where they were
+    return torch.where(out < 0, wider, out).clamp_min(0), there_is
+
+
+def fill(values: Tensor, weight: Tensor) -> Tensor:
+    """Values [M, h, w] where weight [M, h, w] is above 0, and elsewhere what is around, averaged over ever larger squares"""
+    sums, total = (values * weight).unsqueeze(1), weight.unsqueeze(1)
+    levels = []
+    while True:
+        levels.append((sums, total))
+        if min(sums.shape[-2:]) < 2:
+            break
+        sums, total = F.avg_pool2d(sums, 2, ceil_mode=True), F.avg_pool2d(total, 2, ceil_mode=True)
+    found = sums / total.clamp_min(1e-9)
+    for sums, total in reversed(levels[:-1]):
+        found = F.interpolate(found, sums.shape[-2:], mode="bilinear")
+        found = torch.where(total > 0, sums / total.clamp_min(1e-9), found)
+    return found.squeeze(1)
+
+
 class CameraView:
-    """K pictures and the poses from which the next `TEMPORAL_STRIDE` frames look.
+    """K pictures as they look in the next `TEMPORAL_STRIDE` frames.
+
+    Each picture's points are put where they are seen from the new poses (`splat`), which gives the new frames' depth; through it every
+    pixel is looked up in the pictures. A picture shows a pixel if it is inside and what the picture has there is that far away, so
+    that what hides behind something stays unknown.
 
     Args:
         autoencoder: its linear code turns latents into pixels and warped pixels into latents.
-        latents: [N, K, C, h, w], latent frames whose last video frames are the pictures.
+        pictures, inverse_depth: [N, K, 3, H, W], the last video frames of remembered latent frames, and [N, K, k, l] in 1/steps.
         here, there: pose codes [N, K, 9] of the pictures and [N, 4, 9] of the frames wanted.
         quality: [N, K], how much each picture counts where several reach.
         focal: focal length over picture width.
+
+    Attributes:
+        frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
+        known: [N, 4, H, W], with what quality; 0 where no picture shows it.
+        latents: [N, C, h, w] of `frames`.
+        inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
 
-    def __init__(self, autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, quality: Tensor, focal: float) -> None:
-        self.autoencoder, self.focal, self.quality = autoencoder, focal, quality
-        with torch.no_grad():
-            self.pictures = autoencoder.last_picture(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])  # N K 3 H W
-            self.turn, self.move = relative(here.unsqueeze(2), there.unsqueeze(1))  # [N, K, 4, ...]
-            frames, reached = self.warped(self.pictures.new_zeros(()))
-            self.far = autoencoder.encode(frames, grouped=True)[:, :, 0]
-            self.reached = reached
-        """`far`: latents [N, C, h, w] of the warped pictures as if everything were infinitely far away; `reached` [N, 4, H, W]: with
-        what quality, 0 where no picture reaches."""
+    @torch.no_grad()
+    def __init__(
+        self, autoencoder: TinyAutoencoder, pictures: Tensor, inverse_depth: Tensor, here: Tensor, there: Tensor, quality: Tensor,
+        focal: float,
+    ) -> None:  # fmt: skip
+        self.autoencoder = autoencoder
+        n, k = pictures.shape[:2]
+        pictures, inverse_depth = pictures.flatten(0, 1), inverse_depth.flatten(0, 1)
+        turn, move = relative(here.unsqueeze(2), there.unsqueeze(1))  # N K 4 ...
+        height, width = pictures.shape[-2:]
+        t = TEMPORAL_STRIDE
+        weight = quality.clamp_min(1e-3)[:, :, None, None, None] ** SHARPER
+        # how far away things are from the new poses
+        points = inverse_depth.repeat_interleave(t, 0)
+        seen, there_is = (x.unflatten(0, (n, k, t)) for x in splat(turn.flatten(0, 2), move.flatten(0, 2), points, focal))
+        counts = there_is * weight
+        total = counts.sum(1)
+        near = fill(((seen * counts).sum(1) / total.clamp_min(1e-9)).flatten(0, 1), (total > 0).to(seen).flatten(0, 1))
+        self.inverse_depth, self.measured = near.unflatten(0, (n, t))[:, -1], total[:, -1] > 0
+        near = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, height * width)
+        # every pixel looked up in the pictures
+        rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
+        where, inside, share = look_up(rays, turn, move, near.unsqueeze(3), focal, width / height)  # N K 4 HW
+        grid = where.view(n * k, t * height, width, 2)
+        look = dict(mode="bilinear", padding_mode="border", align_corners=False)
+        frames = F.grid_sample(pictures, grid, **look).view(n, k, 3, t, height, width)
+        has = F.grid_sample(inverse_depth.unsqueeze(1), grid, **look).view(n, k, t, height * width)
+        astray = (has - near / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * width)
+        shows = (inside & (astray < ASTRAY)).view(n, k, t, height, width)
+        known = shows * quality[:, :, None, None, None]
+        weight = known**SHARPER
+        weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
+        self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
+        self.known = known.amax(1)
+        self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
+
+    def depth_of(self, latents: Tensor) -> Tensor:
+        """Inverse depth [N, k, l] of the last pictures of new latent frames [N, C, h, w]: carried over where pictures' points gave it, so
+        that a wall stays where it was however little its picture says at the end; elsewhere as their own pictures tell."""
+        return torch.where(self.measured, self.inverse_depth, depth_of(self.autoencoder, latents))
 
     @classmethod
     def together(cls, views: Sequence[CameraView]) -> CameraView:
-        """The views of several sequences as one, in their order; where one has fewer pictures its last is repeated and counts nothing."""
-        most = max(view.pictures.shape[1] for view in views)
+        """The views of several sequences as one, in their order."""
         joined = copy.copy(views[0])
-        for name in ("pictures", "turn", "move", "quality"):
-            parts = []
-            for view in views:
-                x = getattr(view, name)
-                spare = x[:, -1:].expand(-1, most - x.shape[1], *x.shape[2:])
-                parts.append(torch.cat([x, torch.zeros_like(spare) if name == "quality" else spare], 1))
-            setattr(joined, name, torch.cat(parts))
-        joined.far, joined.reached = (torch.cat([getattr(view, name) for view in views]) for name in ("far", "reached"))
+        for name in ("frames", "known", "latents", "inverse_depth", "measured"):
+            setattr(joined, name, torch.cat([getattr(view, name) for view in views]))
         return joined
 
-    def warped(self, inverse_depth: Tensor, preference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The wanted frames [N, 3, 4, H, W], and with what quality their pixels are known [N, 4, H, W], 0 where they are not.
 
-        A pixel's ray is turned into a picture's camera, moved by its inverse depth, and looked up. Pictures that reach it are
-        averaged by quality; where none does, the first one's edge is repeated.
-
-        Args:
-            inverse_depth: in 1/steps, a scalar or [N, 1, k, l], spread over the pixels.
-            preference: [N, K, k, l], added to the logarithms of the pictures' weights.
-        """
-        n, k, _, height, width = self.pictures.shape
-        if inverse_depth.ndim:
-            inverse_depth = F.interpolate(inverse_depth, (height, width), mode="bilinear").flatten(2)[:, :, None, None]  # N 1 1 1 HW
-        rays = pixel_rays((height, width), self.focal, str(self.pictures.device), self.pictures.dtype)
-        where, inside = look_up(rays, self.turn, self.move, inverse_depth, self.focal, width / height)  # N K 4 HW
-        grid = where.view(n * k, TEMPORAL_STRIDE * height, width, 2)
-        frames = F.grid_sample(self.pictures.flatten(0, 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        frames = frames.view(n, k, 3, TEMPORAL_STRIDE, height, width)
-        known = inside.view(n, k, TEMPORAL_STRIDE, height, width) * self.quality[:, :, None, None, None]
-        if k == 1:
-            return frames[:, 0], known[:, 0]
-        weight = known**SHARPER
-        if preference is not None:
-            weight = weight * F.interpolate(preference, (height, width), mode="bilinear").clamp(-6, 6).exp().unsqueeze(2)
-        weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
-        weight = weight / weight.sum(1, keepdim=True)
-        return (frames * weight.unsqueeze(2)).sum(1), known.amax(1)
+def depth_of(autoencoder: TinyAutoencoder, latents: Tensor) -> Tensor:
+    """Inverse depth [N, k, l] in 1/steps of the last pictures of latent frames [N, C, h, w], as the pictures alone tell"""
+    return autoencoder.inverse_depth(autoencoder.last_picture(latents)).squeeze(1)
 
 
 def next_view(
-    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, pictures: int, focal: float
-) -> CameraView | None:
+    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, pictures: int, focal: float,
+    inverse_depth: Tensor | None = None,
+) -> CameraView | None:  # fmt: skip
     """The views of a chunk from at most `pictures` of the latent frames that are remembered; None without a focal length.
 
     latents [B, C, S, h, w], the last one that before the chunk, pose codes `here` [B, S, 9] of their last video frames, `index`
-    [S], when they were; `there` [B, 4t, 9], the poses of the chunk's frames.
+    [S], when they were; `there` [B, 4t, 9], the poses of the chunk's frames; `inverse_depth` [B, S, k, l] of the last video frames where
+    it is known already.
     """
     if not focal:
         return None
@@ -199,7 +255,7 @@ def next_view(
     last = torch.full((len(here),), s - 1, device=here.device)
     allowed = torch.ones(len(here), s, dtype=torch.bool, device=here.device)
     picks, quality = choose_pictures(here, there[:, -1], index.to(here.device), allowed, last, min(pictures, s), focal, size)
-    return _view(autoencoder, latents, here, there, picks, quality, focal)
+    return _view(autoencoder, latents, here, there, picks, quality, focal, inverse_depth)
 
 
 def start_view(autoencoder: TinyAutoencoder, start: Tensor, poses: Tensor, focal: float) -> CameraView | None:
@@ -230,29 +286,32 @@ def sequence_view(
     return _view(autoencoder, latents, here, there, picks, quality, focal)
 
 
+@torch.no_grad()
 def _view(
-    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, picks: Tensor, quality: Tensor, focal: float
-) -> CameraView:
+    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, picks: Tensor, quality: Tensor, focal: float,
+    inverse_depth: Tensor | None = None,
+) -> CameraView:  # fmt: skip
     """`picks` [B*t, K] among latents [B, C, S, h, w] with pose codes `here` [B*t, S, 9]"""
     row = torch.arange(len(latents), device=picks.device).repeat_interleave(len(picks) // len(latents))
-    chosen = latents.transpose(1, 2)[row[:, None], picks]  # N K C h w
-    return CameraView(autoencoder, chosen, here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9)), there, quality, focal)
+    which, at = (row[:, None] * latents.shape[2] + picks).unique(return_inverse=True)  # each latent frame once
+    pictures = autoencoder.last_picture(latents.transpose(1, 2).flatten(0, 1)[which])
+    depth = autoencoder.inverse_depth(pictures).squeeze(1) if inverse_depth is None else inverse_depth.flatten(0, 1)[which]
+    here = here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
+    return CameraView(autoencoder, pictures[at], depth[at], here, there, quality, focal)
 
 
 class ViewBlend(nn.Module):
     """Shows a `CameraView` to the transformer, and puts it into what comes out.
 
-    Tokens are told the warped pictures' latents and, in `CELLS` x `CELLS` cells of every frame, with what quality they reach.
+    Tokens are told the view's latents and, in `CELLS` x `CELLS` cells of every frame, with what quality it is known.
     """
 
-    def __init__(self, dim: int, channels: int, patch: tuple[int, int] = (1, 1), pictures: int = 1) -> None:
+    def __init__(self, dim: int, channels: int, patch: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
         self.patch = patch
         latents = patch[0] * patch[1]
         self.enter = nn.Linear(channels * latents, dim)
         self.enter_reach = nn.Linear(TEMPORAL_STRIDE * CELLS**2 * latents, dim, bias=False)
-        self.inverse_depth = nn.Linear(dim, CELLS**2)
-        self.preference = nn.Linear(dim, pictures)
         self.gate = nn.Linear(dim, channels * latents)
         for layer in self.children():
             nn.init.zeros_(layer.weight)
@@ -262,9 +321,9 @@ class ViewBlend(nn.Module):
 
     def tokens(self, view: CameraView) -> Tensor:
         """What the view adds to the embedded tokens: [N, L, D]"""
-        h, w = view.far.shape[-2:]
-        reach = F.pixel_unshuffle(F.adaptive_avg_pool2d(view.reached, (CELLS * h, CELLS * w)), CELLS)
-        shown, reach = (self._patches(x).to(self.enter.weight) for x in (view.far, reach))
+        h, w = view.latents.shape[-2:]
+        reach = F.pixel_unshuffle(F.adaptive_avg_pool2d(view.known, (CELLS * h, CELLS * w)), CELLS)
+        shown, reach = (self._patches(x).to(self.enter.weight) for x in (view.latents, reach))
         return self.enter(shown) + self.enter_reach(reach)
 
     def _patches(self, latents: Tensor) -> Tensor:
@@ -278,17 +337,12 @@ class ViewBlend(nn.Module):
         x = patches.unflatten(2, (*self.patch, -1)).unflatten(1, grid)  # N h w ph pw C
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> tuple[Tensor, Tensor]:
-        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the warped pictures where they reach; and the
-        inverse depth [N, 1, k, l] in 1/steps that was found, one for the four frames.
+    def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
+        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the view's frames where they are known.
 
         In pixels, since a token's frames are often known in part; the code is linear, so a change of pixels is one of latents.
         """
-        grid = tuple(n // p for n, p in zip(view.far.shape[-2:], self.patch, strict=True))
-        depth = NEAR * F.softplus(self.inverse_depth(hidden))  # N L 16
-        depth = F.pixel_shuffle(depth.transpose(1, 2).unflatten(2, grid), CELLS)
-        preference = self.preference(hidden).transpose(1, 2).unflatten(2, grid)[:, : view.pictures.shape[1]]
-        frames, known = view.warped(depth.to(view.pictures), preference.to(view.pictures))
-        change = frames - view.autoencoder.linear_frames(self._latents(out, grid).to(frames))
-        change = self._patches(view.autoencoder.encode_change(change * (known > 0).unsqueeze(1)))
-        return out + torch.sigmoid(self.gate(hidden)) * change.to(out), depth
+        grid = tuple(n // p for n, p in zip(view.latents.shape[-2:], self.patch, strict=True))
+        change = view.frames - view.autoencoder.linear_frames(self._latents(out, grid).to(view.frames))
+        change = self._patches(view.autoencoder.encode_change(change * (view.known > 0).unsqueeze(1)))
+        return out + torch.sigmoid(self.gate(hidden)) * change.to(out)

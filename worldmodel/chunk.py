@@ -50,8 +50,10 @@ class Past:
     actions: np.ndarray  # [F, 13]
     poses: np.ndarray | None  # float64 [F, 4, 4]
     prompt: str
+    inverse_depth: Tensor | None = None  # [1, t, k, l] of the last video frame of each latent frame, for models with camera views
 
-    def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray]:
-        """Latent frame k of the chunk [1, C, 1, h, w] and the pose [4, 4] of its last video frame."""
+    def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
+        """Latent frame k of the chunk [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""
         count = self.latents.shape[2]
-        return self.latents[:, :, k : k + 1], self.poses[(k + 1) * len(self.poses) // count - 1]
+        depth = None if self.inverse_depth is None else self.inverse_depth[:, k : k + 1]
+        return self.latents[:, :, k : k + 1], self.poses[(k + 1) * len(self.poses) // count - 1], depth

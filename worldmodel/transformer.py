@@ -118,6 +118,13 @@ class Visibility:
     each: tuple[Visibility, ...] = ()
 
 
+class RMSNorm(nn.RMSNorm):
+    """In the dtype of its input, so that it stays one operation where products of matrices are in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head attention with Wan's parameter names and RMS-normalised queries and keys."""
 
@@ -128,8 +135,8 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
-        self.norm_q = nn.RMSNorm(dim, eps=eps)
-        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        self.norm_q = RMSNorm(dim, eps=eps)
+        self.norm_k = RMSNorm(dim, eps=eps)
 
     def key_value(self, x: Tensor, pose: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values [B, L, heads, head_dim] of x [B, L, D]"""
@@ -293,7 +300,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.norm_out = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(dim, out_channels * patch_size[1] * patch_size[2])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
-        self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:]), view_pictures) if view_focal else None
+        self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:])) if view_focal else None
         self.gradient_checkpointing = False
         self.compute_dtype: torch.dtype | None = None  # of matrix products where it is not that of the weights (`distill.parallel`)
 
@@ -354,8 +361,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         layout: TrainingLayout | None = None,
         view: CameraView | None = None,
         write: bool = False,
-        with_depth: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         """Prediction [B, C, T, H, W] for noisy latents of the same shape.
 
         Args:
@@ -367,7 +373,6 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
             view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
-            with_depth: return also the inverse depth [B * how many, 1, k, l] in 1/steps that the views were put in with, None without.
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
@@ -403,16 +408,14 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
         x = x.flatten(1, 2).type_as(hidden_states)
-        out, depth = self.proj_out(x), None
+        out = self.proj_out(x)
         if view is not None:
             last = slice(x.shape[1] - shown.shape[1], None)
             parts = (y[:, last].unflatten(1, (-1, grid[0] * grid[1])).flatten(0, 1) for y in (x, out))
-            blended, depth = self.view_blend(*parts, view)
-            out = torch.cat([out[:, : last.start], blended.unflatten(0, (batch, -1)).flatten(1, 2)], dim=1)
+            out = torch.cat([out[:, : last.start], self.view_blend(*parts, view).unflatten(0, (batch, -1)).flatten(1, 2)], dim=1)
         _, ph, pw = self.config.patch_size
         x = out.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
-        x = x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-        return (x, depth) if with_depth else x
+        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _query_rope(
         self, frames: int, grid: tuple[int, int], memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None

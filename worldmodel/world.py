@@ -21,7 +21,7 @@ from torch import Tensor
 from worldmodel.actions import Action, ActionError, as_actions, to_array
 from worldmodel.batch import encode_camera, finalize_together, generate_together, look, write_together
 from worldmodel.camera import integrate, pose_code
-from worldmodel.camera_view import CameraView, next_view
+from worldmodel.camera_view import CameraView, depth_of, next_view
 from worldmodel.chunk import Chunk, Past, Plan
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
@@ -90,7 +90,7 @@ class World:
         with torch.no_grad():
             if first_latent is None:
                 first_latent = self._first_latent()
-            self._start = Past(first_latent, start_actions, start_poses, prompt)
+            self._start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._memory, self._start)
         self.first_frame = self.last_frame = model.to_frames(video)[0]
@@ -145,8 +145,8 @@ class World:
     def num_bytes(self) -> int:
         """Bytes of all tensors that this world keeps: memory, snapshots and latents."""
         snapshots = sum(x.numel() * x.element_size() for s in self._snapshots.values() for x in s.memory.values())
-        latents = [p.latents for p in (self._start, *self._history) if p.latents is not None]
-        return self._memory.num_bytes + snapshots + sum(x.numel() * x.element_size() for x in latents)
+        kept = [x for p in (self._start, *self._history) for x in (p.latents, p.inverse_depth) if x is not None]
+        return self._memory.num_bytes + snapshots + sum(x.numel() * x.element_size() for x in kept)
 
     @property
     def memory_tokens(self) -> int:
@@ -277,6 +277,8 @@ class World:
             shared = {id(v) for v in tensors.values()}  # what a memory keeps aside is the same now and then
             tensors |= {f"base.memory.{k}": v for k, v in snapshot.memory.items() if id(v) not in shared} if base < now else {}
         tensors["latents"] = torch.cat([p.latents for p in known], dim=2)
+        if self._start.inverse_depth is not None:
+            tensors["inverse_depth"] = torch.cat([p.inverse_depth for p in known], dim=1)
         tensors["poses"] = torch.from_numpy(np.concatenate([p.poses for p in known]))
         tensors["actions"] = torch.from_numpy(self.actions)
         if base:
@@ -312,8 +314,10 @@ class World:
             prompt = prompts.get(i, prompt)
             world._history.append(Past(None, actions[1 + i * frames : 1 + (i + 1) * frames], None, prompt))
         for k, i in enumerate(tensors["held"].tolist()):
-            known = latents[:, :, 1 + k * chunk : 1 + (k + 1) * chunk], poses[1 + k * frames : 1 + (k + 1) * frames]
-            world._history[i] = replace(world._history[i], latents=known[0].clone(), poses=known[1])
+            rows = slice(1 + k * chunk, 1 + (k + 1) * chunk)
+            depth = tensors["inverse_depth"][:, rows].to(model.device, copy=True) if "inverse_depth" in tensors else world._depth_of(latents[:, :, rows])
+            pose = poses[1 + k * frames : 1 + (k + 1) * frames]
+            world._history[i] = replace(world._history[i], latents=latents[:, :, rows].clone(), poses=pose, inverse_depth=depth)
         world._start = replace(world._start, latents=world._start.latents.clone())  # else all of them would live as long as it
         world._held = [i for i in tensors["held"].tolist() if i < base]
         world._base, world._prompt = base, meta["prompt"]
@@ -357,10 +361,12 @@ class World:
         noise, generator = self._noise(self.index, self.model.config.chunk)
         return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(poses))
 
-    def accept(self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any) -> Chunk:
-        """The next chunk was made: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]."""
+    def accept(
+        self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any, view: CameraView | None = None
+    ) -> Chunk:  # fmt: skip
+        """The next chunk was made, with `view` unless it was given: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]."""
         chunk = Chunk(frames, poses.astype(np.float32), actions, self.index)
-        self._decoder_state, self._pending = decoder_state, Past(latents, actions, poses, self._prompt)
+        self._decoder_state, self._pending = decoder_state, Past(latents, actions, poses, self._prompt, self._depth_of(latents, view))
         self.last_frame = frames[-1]
         return chunk
 
@@ -414,13 +420,22 @@ class World:
         if not config.view_focal:
             return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        latents, ends = zip(*(self._remembered(i) for i in self._memory.remembered()), strict=True)
+        latents, ends, depths = zip(*(self._remembered(i) for i in self._memory.remembered()), strict=True)
         index = torch.tensor(self._memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
-        return next_view(self.model.autoencoder, torch.cat(latents, 2), here, there, index, config.view_pictures, config.view_focal)
+        latents, depths = torch.cat(latents, 2), torch.cat(depths, 1)
+        return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths)
 
-    def _remembered(self, index: int) -> tuple[Tensor, np.ndarray]:
-        """Latent frame `index` [1, C, 1, h, w] and the pose [4, 4] of its last video frame."""
+    @torch.no_grad()
+    def _depth_of(self, latents: Tensor, view: CameraView | None = None) -> Tensor | None:
+        """Inverse depth [1, t, k, l] of a chunk's latents [1, C, t, h, w], which were made with `view` or are given"""
+        if not self.model.transformer.config.view_focal:
+            return None
+        by_latent = latents[0].transpose(0, 1)  # t C h w
+        return (depth_of(self.model.autoencoder, by_latent) if view is None else view.depth_of(by_latent))[None]
+
+    def _remembered(self, index: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
+        """Latent frame `index` [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""
         chunk = self.model.config.chunk
         past, k = (self._history[(index - 1) // chunk], (index - 1) % chunk) if index else (self._start, 0)  # a chunk of its own
         return past.latent_frame(k)
@@ -462,7 +477,7 @@ class World:
         candidates, self._held = [*self._held, *range(self._base, base)], []
         for i in candidates:
             if recallable.isdisjoint(self._latent_frames(i)):
-                self._history[i] = replace(self._history[i], latents=None, poses=None)
+                self._history[i] = replace(self._history[i], latents=None, poses=None, inverse_depth=None)
             else:
                 self._held.append(i)
         self._base = base

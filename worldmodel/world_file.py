@@ -1,10 +1,11 @@
 """The file of a world: named tensors and a description, as safetensors. `World.state` fills one, `World.load` reads it.
 
-Format 2: `memory.*` now; `actions` [1 + frames, 13], everything done; `held` [n], the chunks whose latents are still known;
-`latents` [1, C, 1 + n * t, h, w] and `poses` [1 + n * F, 4, 4], the start picture's and theirs. One can go back to chunk `base`:
+Format 3: `memory.*` now; `actions` [1 + frames, 13], everything done; `held` [n], the chunks whose latents are still known;
+`latents` [1, C, 1 + n * t, h, w], `poses` [1 + n * F, 4, 4] and, for models with camera views,
+`inverse_depth` [1, 1 + n * t, k, l], the start picture's and theirs. One can go back to chunk `base`:
 `base.memory.*`, where it differs from now's, and `decoder.*` and `base_frame`, the decoder's state and what is
 seen there, unless that is the start.
-Format 1 held every chunk from the start.
+Format 2 had no `inverse_depth`, format 1 held every chunk from the start.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
 
-FILE_FORMAT = 2
-READABLE = (1, 2)
+FILE_FORMAT = 3
+READABLE = (1, 2, 3)
 
 
 class WorldError(ValueError):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAMILIES", "GALLERY_SEEDS", "RESERVED_SEED", "RESERVED_START", "Clip", "build_scene", "check_trainable", "depth_maps", "family_of",
-    "inverse_depth", "render", "start_pose",
+    "render", "start_pose",
 ]  # fmt: skip
 
 FAMILIES = ("village", "castle", "rooms", "wild")
@@ -127,15 +127,3 @@ def depth_maps(seed: int, poses: np.ndarray, size: tuple[int, int]) -> np.ndarra
     """
     draw = _world(seed).renderer.at(tuple(size), supersample=1)
     return np.stack([draw.depth(pose) for pose in poses])
-
-
-def inverse_depth(clip: Clip, cells: tuple[int, int], every: int = 1) -> np.ndarray:
-    """What a clip of ours sees, in 1/steps of the camera, 0 for the sky: means over `cells` of each `every`-th frame from the first.
-
-    Returns:
-        float32 [frames, *cells]; the picture's height and width are multiples of the cells.
-    """
-    height, width = clip.frames.shape[1:3]
-    rows, columns = cells
-    found = clip.step / depth_maps(clip.seed, clip.camera_to_world[::every], (height, width))
-    return found.reshape(-1, rows, height // rows, columns, width // columns).mean((2, 4))
