@@ -79,7 +79,7 @@ def hub(wan_model, own_model, tmp_path_factory):
     """Both exported, and opened in a process that has diffusers alone."""
     root = tmp_path_factory.mktemp("hub")
     for name, model in (("wan", wan_model), ("own", own_model)):
-        export(model, root / name, torch.float32)
+        export(model, root / name)
         Image.fromarray(picture()).save(root / name / "start.png")
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(root / "code"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", ALONE, str(root / "wan"), str(root / "own")]

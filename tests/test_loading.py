@@ -119,6 +119,9 @@ def test_a_newcomers_mistakes_have_clear_answers(place, tmp_path):
     refused("There is no text encoder in .*give parts=", place / "self_forcing.pt")
     (tmp_path / "empty").mkdir()
     refused("holds no transformer", tmp_path / "empty")
+    (tmp_path / "empty" / "student.pt").write_bytes(b"")
+    refused("If it is student.pt, give the path", tmp_path / "empty")
+    refused("known prompts in .*none.safetensors cannot be read", place / "diffusers", prompts=tmp_path / "none.safetensors")
     (tmp_path / "notes.txt").write_text("x")
     refused("is no checkpoint: those end in", tmp_path / "notes.txt")
     whole = (place / "self_forcing.pt").read_bytes()
@@ -128,6 +131,11 @@ def test_a_newcomers_mistakes_have_clear_answers(place, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[:-1000])
     refused("may have been cut short", tmp_path / "cut.safetensors", parts=place / "diffusers")
     refused("no argument|unexpected keyword", place / "diffusers", sizes=(1, 2))
+
+    from diffusers import WanTransformer3DModel
+
+    WanTransformer3DModel(**wan_files.WAN | dict(in_channels=9, num_layers=1)).save_pretrained(tmp_path / "i2v")
+    refused("takes 9 channels, as image-to-video does", tmp_path / "i2v", parts=place / "diffusers")
 
     # parts that are another model's, or not there
     parts = tmp_path / "parts"

@@ -103,7 +103,9 @@ def _shards(folder: Path) -> list[Path]:
         files = [WEIGHTS]
     missing = [file for file in files if not (folder / file).exists()]
     if missing and len(files) == 1:
-        raise FileNotFoundError(f"{folder} holds no transformer: {files[0]} is not there.")
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pt", ".pth"))
+        hint = f" If it is {others[0]}, give the path of that file." if others else ""
+        raise FileNotFoundError(f"{folder} holds no transformer: {files[0]} is not there.{hint}")
     if missing:
         raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(files)} shards, beginning with {missing[0]}: fetch the rest.")
     return [folder / file for file in files]

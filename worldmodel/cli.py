@@ -206,8 +206,8 @@ def _export(args: argparse.Namespace) -> int:
     elif args.parts or args.lora or args.tiny_decoder or args.size:
         raise ValueError("--parts, --lora, --tiny-decoder and --size go with --wan.")
     else:
-        model = WorldModel.from_pretrained(args.model, device="cpu", dtype=torch.float32)
-    export(model, args.out, dtype)
+        model = WorldModel.from_pretrained(args.model, device="cpu", dtype=dtype)
+    export(model, args.out)
     total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"{args.out}: {total / 1e6:,.1f} MB of weights. Open it with DiffusionPipeline.from_pretrained(..., trust_remote_code=True).")
     return 0

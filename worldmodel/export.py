@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import diffusers
-import torch
 from diffusers import AutoencoderKLWan
 
 from worldmodel.hub_pipeline import WorldModelPipeline
@@ -47,8 +46,8 @@ With worldmodel: `WorldModel.from_pretrained("{folder}")`, and the same page, se
 """
 
 
-def export(model: WorldModel, folder: str | Path, dtype: torch.dtype = torch.bfloat16, max_shard_size: str = "5GB") -> Path:
-    """Write the folder; ModelError if it is not empty, or if there is no text encoder to go along."""
+def export(model: WorldModel, folder: str | Path, max_shard_size: str = "5GB") -> Path:
+    """Write the folder, weights as they are; ModelError if it is not empty, or if there is no text encoder to go along."""
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ModelError(f"{folder} is not empty: give a new folder to export to.")
@@ -56,7 +55,7 @@ def export(model: WorldModel, folder: str | Path, dtype: torch.dtype = torch.bfl
         tokenizer, encoder = model.text.modules
     except TextError as error:
         raise ModelError(f"An exported model needs its text encoder: {error}") from error
-    model.save_pretrained(folder, dtype, max_shard_size)
+    model.save_pretrained(folder, None, max_shard_size)
     (folder / "autoencoder").rename(folder / "vae")
     tokenizer.save_pretrained(folder / "tokenizer")
     encoder.save_pretrained(folder / "text_encoder", max_shard_size=max_shard_size)
@@ -70,7 +69,7 @@ def export(model: WorldModel, folder: str | Path, dtype: torch.dtype = torch.bfl
     card = CARD.format(
         name=model.config.name, height=height, width=width, fps=model.fps, steps=model.config.sampler.steps, frames=model.chunk_frames,
         parameters=sum(p.numel() for p in model.transformer.parameters()) / 1e6, folder=folder.name,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
     )  # fmt: skip
     (folder / "README.md").write_text(card)
     return folder

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from safetensors import SafetensorError
 
 from worldmodel import fitting
 from worldmodel.autoencoder import TinyAutoencoder, VideoAutoencoder, WanAutoencoder
@@ -119,7 +120,7 @@ def load_part(kind: type, folder: Path, dtype: torch.dtype):
         raise ModelError(f"{folder} has no config.json, so this part of the model is missing.")
     try:
         module, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     problems = [*(f"{k} is missing" for k in info["missing_keys"]), *(f"{k} is unknown" for k in info["unexpected_keys"])]
     problems += [f"{m[0]} has another shape" for m in info.get("mismatched_keys", [])]
@@ -159,11 +160,11 @@ def _empty_autoencoder(folder: Path) -> VideoAutoencoder:
 # -- text ----------------------------------------------------------------------------------------------------------------
 def find_text(folder: Path, config: TextConfig, device: str | torch.device, prompts: str | Path | None = None) -> TextEncoder:
     """The text encoder of a folder (nothing is loaded yet), with the embeddings of known prompts if there are any."""
-    prompts = Path(prompts) if prompts else folder / "prompts.safetensors"
+    known = Path(prompts) if prompts else folder / "prompts.safetensors"
     try:
-        cache = PromptCache.load(prompts) if prompts.exists() else None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The known prompts cannot be read: {error}") from error
+        cache = PromptCache.load(known) if prompts or known.exists() else None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"The known prompts in {known} cannot be read: {error}") from error
     weights = folder if (folder / "text_encoder").is_dir() or find_original_umt5(folder) else None
     return TextEncoder(config, weights, cache, device, torch.float32 if config.kind == "minilm" else torch.bfloat16)
 
@@ -189,7 +190,9 @@ def load_wan(
     try:
         wan = WanCheckpoint(path, **transformer)
         merged = [lora if isinstance(lora, Lora) else Lora(lora) for lora in loras]
-        config = _wan_config(wan, Path(checkpoint).stem, overrides)
+        if wan.config["in_channels"] != wan.config["out_channels"]:
+            raise ModelError(f"{path} takes {wan.config['in_channels']} channels, as image-to-video does: use a text-to-video checkpoint.")
+        config = _wan_config(wan, Path(checkpoint).name.removesuffix(".pt").removesuffix(".safetensors"), overrides)
         text = find_text(home, config.text, text_device, prompts)
         if not (text.has_weights or len(text.cache)):
             raise ModelError(

@@ -225,12 +225,12 @@ class WorldModel:
         made = load_wan(checkpoint, parts, loras, tiny_decoder, prompts, device, dtype, text_device, check, transformer or {}, overrides)
         return cls(*made)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16, max_shard_size: str = "14MB") -> None:
-        """Write the model as a folder that `from_pretrained` loads; weights in shards of safetensors."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16, max_shard_size: str = "14MB") -> None:
+        """Write the model as a folder that `from_pretrained` loads; weights in shards of safetensors, of `dtype` (None: as they are)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for part, module in self.modules().items():
-            smaller = torch.nn.Module.to(copy.deepcopy(module), dtype)
+            smaller = module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype)
             smaller.save_pretrained(folder / part, max_shard_size=max_shard_size)
             description = folder / part / "config.json"
             known = json.loads(description.read_text())
