@@ -29,11 +29,19 @@ from worldmodel.server.settings import ServerSettings  # noqa: E402
 
 MOUNT = """
 const root = element.querySelector('#world-view');
-import(new URL('wm-static/client.js', document.baseURI)).then(({ mountWorld }) => {
+const appears = async (selector) => {
+  for (;;) {
+    const found = document.querySelector(selector);
+    if (found) return found;
+    await new Promise(requestAnimationFrame);
+  }
+};
+import(new URL('wm-static/client.js', document.baseURI)).then(async ({ mountWorld }) => {
   let shown = null;
   window.worldView = mountWorld(root, {
+    gallery: await appears('#world-gallery'),
     onWorld(state) {
-      const about = JSON.stringify([state.gallery, state.image, state.prompt, state.seed, state.paused]);
+      const about = JSON.stringify([state.gallery, state.image, state.prompt, state.seed, state.speed]);
       if (about === shown) return;
       shown = about;
       props.value = state;
@@ -43,11 +51,10 @@ import(new URL('wm-static/client.js', document.baseURI)).then(({ mountWorld }) =
 });
 """
 SHOW_STATE = """(state) => state
-    ? [state.prompt, state.seed, state.speed, state.paused ? 'Continue' : 'Pause']
-    : ['', 0, 1, 'Pause']"""
+    ? [state.prompt, state.seed, state.speed]
+    : ['', 0, 1]"""
 SET_PROMPT = "(prompt) => { window.worldView?.setPrompt(prompt); window.worldView?.focus(); }"
 RESTART = "(prompt, seed) => { window.worldView?.reset({ prompt, seed: Math.max(0, Math.round(seed ?? 0)) }); window.worldView?.focus(); }"
-PAUSE = "() => { window.worldView?.togglePause(); window.worldView?.focus(); }"
 SET_SPEED = "(speed) => { window.worldView?.setSpeed(speed); }"
 
 KEYS_HELP = """
@@ -56,10 +63,12 @@ KEYS_HELP = """
 | **W** **S** | forward, back | **↑ ↓** or **I** **K** | look up, down |
 | **A** **D** | left, right | **← →** or **J** **L** | turn left, right |
 | **R** **F** | rise, sink | **U** **O** | roll left, right |
+| **Space** | pause, continue | **Backspace** | two seconds back |
 
 Click the picture first; keys act only while it has its frame. Keys may be held together. Drag to look around, or click once
-more to let the mouse look; **Esc** gives it back. A new prompt changes the world from the next moment on; **Start again**
-goes back to the first picture with the prompt and seed shown here.
+more to let the mouse look; **Esc** gives it back. A gamepad works too, and on a touch screen two sticks. A new prompt changes the world
+from the next moment on; **Start again** goes back to the first picture with the prompt and seed shown here. Drag along the film strip to
+go back, or to branch off there and keep both ways.
 """
 CSS = (Path(__file__).parent / "worldmodel" / "server" / "static" / "page.css").read_text(encoding="utf-8")
 HEAD = """
@@ -77,7 +86,7 @@ def build_page() -> gr.Blocks:
         gr.HTML("<h1>World model</h1><p>One picture, one sentence, and you are in it.</p>", elem_id="masthead")
         view = gr.HTML(value=None, html_template='<div id="world-view"></div>', js_on_load=MOUNT, elem_id="world", apply_default_css=False)
         with gr.Column(elem_id="controls"):
-            with gr.Row(equal_height=True):
+            with gr.Row(equal_height=True, elem_id="say"):
                 prompt = gr.Textbox(
                     label="Prompt",
                     placeholder="What is this place? Enter changes it.",
@@ -91,16 +100,14 @@ def build_page() -> gr.Blocks:
                 speed = gr.Slider(
                     MIN_SPEED, MAX_SPEED, value=1.0, step=0.1, label="Speed", min_width=170, scale=2, buttons=[], elem_id="speed"
                 )
-            with gr.Row(elem_id="actions"):
-                pause = gr.Button("Pause", elem_id="pause", size="md")
-                restart = gr.Button("Start again", variant="primary", elem_id="restart", size="md")
-            with gr.Accordion("Keys", open=False, elem_id="keys"):
-                gr.Markdown(KEYS_HELP)
-        view.change(None, view, [prompt, seed, speed, pause], js=SHOW_STATE, api_visibility="private")
+                restart = gr.Button("Start again", variant="primary", elem_id="restart", size="md", min_width=120)
+        gr.HTML(value=None, html_template='<div id="world-gallery"></div>', elem_id="gallery", apply_default_css=False)
+        with gr.Accordion("Keys", open=False, elem_id="keys"):
+            gr.Markdown(KEYS_HELP)
+        view.change(None, view, [prompt, seed, speed], js=SHOW_STATE, api_visibility="private")
         prompt.submit(None, prompt, None, js=SET_PROMPT)
         restart.click(None, [prompt, seed], None, js=RESTART)
-        pause.click(None, None, None, js=PAUSE)
-        speed.change(None, speed, None, js=SET_SPEED)
+        speed.input(None, speed, None, js=SET_SPEED)
     return page
 
 

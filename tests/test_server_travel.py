@@ -82,6 +82,21 @@ def test_rewind_shows_that_moment_and_forgets_what_came_after(host, model):
         client.play(3)
 
 
+def test_who_pauses_sees_where_they_have_come_to(host):
+    with Client(host) as client:
+        client.play(2)
+        walk(client, "ArrowRight", 4)
+        client.send(p.Pause())
+        client.expect(p.WorldState)
+        client.send(p.Rewind(at=1))
+        gone_back = shown_again(client)
+        assert gone_back[0].chunk == 0
+        assert not client.pump(lambda c: c.frames[-1] is not gone_back, 0.5), "and nothing more"
+        token = next(m for m in client.messages if isinstance(m, p.Ready)).resume
+    with Client(host, resume=token) as client:
+        assert abs(pixels(shown_again(client)) - pixels(gone_back)).mean() < 1, "after coming back too"
+
+
 def test_branches_are_kept_changed_to_and_discarded(host):
     with Client(host) as client:
         client.play(2)

@@ -179,8 +179,8 @@ class Session:
             self._queue.extendleft(reversed(lost))
         else:
             self._queue = deque(replace(frame, seq=0) for frame in self._queue)  # the newcomer counts its messages from 1
-            if self._shown is not None and not self._queue:
-                self._queue.append(replace(self._shown, seq=0, flags=p.Flags.KEY | p.Flags.RESET, info=None, number=0))
+            if self._shown is not None and (self._paused or not self._queue):
+                self._queue.appendleft(replace(self._shown, seq=0, flags=p.Flags.KEY | p.Flags.RESET, info=None, number=0))
         self._clock.skip_to(time.monotonic())
         self.connection = connection
         self._touch()
@@ -569,7 +569,7 @@ class Session:
     async def _send_loop(self) -> None:
         while True:
             late = bool(self._queue) and not self._credit.available  # the link's fault, or its other end's
-            await self._until(lambda: bool(self._queue) and self.connection is not None and not self._paused and self._credit.available)
+            await self._until(self._may_send)
             wait = self._clock.due - time.monotonic()
             if wait > 0 and not self._lockstep:
                 await asyncio.sleep(wait)
@@ -603,6 +603,11 @@ class Session:
             self._delay.sent(frame.seq)
             self._metrics.frames_sent.inc()
             self._metrics.bytes_sent.inc(p.HEADER.size + len(payload))
+
+    def _may_send(self) -> bool:
+        if not self._queue or self.connection is None or not self._credit.available:
+            return False
+        return not self._paused or p.Flags.RESET in self._queue[0].flags  # where one has come to is seen even so
 
     def _next_frame(self) -> _Frame:
         """The frame that is due. On a link too slow for all of them, late ones are skipped; their flags are kept. In lockstep none is:

@@ -1,4 +1,4 @@
-// What is held: keys on the focused view, on-screen buttons, and mouse look by dragging or by pointer lock.
+// What is held: keys on the focused view, on-screen buttons, sticks and gamepads, and mouse look by dragging or by pointer lock.
 
 const LOOK_EVERY_MS = 33;
 const LOCKED_DEGREES_PER_PIXEL = 0.12;
@@ -18,6 +18,9 @@ export class Controls {
     this.bindings = {};
     this.keys = new Set();
     this.buttons = new Set();
+    this.others = new Map(); // stick, gamepad -> codes that it holds
+    this.sensitivity = 1;
+    this.inverted = false;
     this.look = [0, 0];
     this.lookSent = 0;
     this.stop = new AbortController();
@@ -27,7 +30,7 @@ export class Controls {
   }
 
   get held() {
-    return [...new Set([...this.keys, ...this.buttons])];
+    return [...new Set([...this.keys, ...this.buttons, ...[...this.others.values()].flat()])];
   }
 
   get locked() {
@@ -48,11 +51,20 @@ export class Controls {
     this.send(this.held, look, time);
   }
 
+  /** What a stick or a gamepad holds now, all of it. */
+  hold(source, codes) {
+    const known = codes.filter((code) => code in this.bindings);
+    if (known.join() === (this.others.get(source) ?? []).join()) return;
+    this.others.set(source, known);
+    this.changed();
+  }
+
   /** Let go of everything. */
   release(time) {
-    if (!this.keys.size && !this.buttons.size) return;
+    if (!this.held.length) return;
     this.keys.clear();
     this.buttons.clear();
+    this.others.clear();
     this.changed(time);
   }
 
@@ -102,7 +114,7 @@ export class Controls {
     this.on(this.pads, "keyup focusout", (event) => {
       if (event.type === "focusout" || event.code === "Space" || event.code === "Enter") press(event, false);
     });
-    this.on(this.pads, "contextmenu", (event) => event.preventDefault()); // a long touch
+    this.on(this.pads, "contextmenu", (event) => event.target.closest("[data-code]") && event.preventDefault()); // a long touch
   }
 
   listenToPointer() {
@@ -148,8 +160,8 @@ export class Controls {
 
   /** Turn the view by degrees to the right and down; sent at most every LOOK_EVERY_MS. */
   turn(right, down) {
-    this.look[0] += right;
-    this.look[1] += down;
+    this.look[0] += right * this.sensitivity;
+    this.look[1] += down * this.sensitivity * (this.inverted ? -1 : 1);
     this.lookTimer ??= setTimeout(
       () => {
         this.lookTimer = null;
