@@ -75,7 +75,8 @@ def need(wish: Wish) -> Need:
     transformer, (height, width), size = wish.transformer, wish.size, wish.dtype.itemsize
     stride = wish.autoencoder.spatial_stride
     latent = height // stride, width // stride
-    weights = _weights(transformer, wish.dtype) + _weights(wish.autoencoder, wish.dtype)
+    encoder = getattr(wish.autoencoder, "start_encoder", None)
+    weights = sum(_weights(part, wish.dtype) for part in (transformer, wish.autoencoder, encoder) if part is not None)
     heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
     with torch.device("meta"):
         memory = transformer.new_memory(wish.memory, latent, chunk=wish.chunk)

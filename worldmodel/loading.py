@@ -100,10 +100,12 @@ def load_parts(
     tiny = folder / "tiny_decoder"
     text = find_text(folder, config.text, text_device)
     if check:
+        shown = _empty_autoencoder(vae)
+        if tiny.is_dir():
+            shown = _tiny_on_meta(_empty(TinyWanDecoder, tiny).latent_channels, shown)
         wish = fitting.Wish(
-            _empty(CausalWorldTransformer, folder / "transformer"), _empty_autoencoder(tiny if tiny.is_dir() else vae),
-            config.memory, config.size, config.chunk, dtype, _text_bytes(text, device),
-            config.text.length,
+            _empty(CausalWorldTransformer, folder / "transformer"), shown, config.memory, config.size, config.chunk, dtype,
+            _text_bytes(text, device), config.text.length,
         )  # fmt: skip
         fitting.check(wish, device, config.name, _options(wish, bool(wish.text) and device.type != "cpu"))
     transformer = load_part(CausalWorldTransformer, folder / "transformer", dtype).to(device)
@@ -205,7 +207,8 @@ def load_wan(
         if shown.latent_channels != wan.config["out_channels"]:
             raise ModelError(f"The autoencoder has {shown.latent_channels} latent channels, {path} {wan.config['out_channels']}.")
         if check:
-            on_meta = shown if tiny is None else _on_meta(tiny)
+            encoder = None if empty_vae is None else WanAutoencoder(empty_vae)
+            on_meta = shown if tiny is None else _tiny_on_meta(tiny.latent_channels, encoder)
             wish = fitting.Wish(
                 wan.empty(), on_meta, config.memory, config.size, config.chunk, dtype, _text_bytes(text, device),
                 config.text.length,
@@ -279,9 +282,11 @@ def _wan_vae(home: Path, needed: bool) -> tuple[AutoencoderKLWan | None, Callabl
     return vae, load
 
 
-def _on_meta(tiny: TinyWanDecoder) -> TinyWanDecoder:
+def _tiny_on_meta(channels: int, encoder: VideoAutoencoder | None) -> TinyWanDecoder:
     with torch.device("meta"):
-        return TinyWanDecoder(tiny.latent_channels)
+        made = TinyWanDecoder(channels)
+    made.start_encoder = encoder
+    return made
 
 
 # -- what else would fit --------------------------------------------------------------------------------------------------
@@ -293,7 +298,9 @@ def _options(wish: fitting.Wish, text: bool, vae: bool = False, large: bool = Fa
     if wish.dtype == torch.float32:
         ways.append(("dtype=torch.bfloat16", lambda w: replace(w, dtype=torch.bfloat16)))
     if vae:
-        ways.append(("tiny_decoder= (taew2_1)", lambda w: replace(w, autoencoder=_on_meta(TinyWanDecoder(w.autoencoder.latent_channels)))))
+        ways.append(
+            ("tiny_decoder= (taew2_1)", lambda w: replace(w, autoencoder=_tiny_on_meta(w.autoencoder.latent_channels, w.autoencoder)))
+        )
     for window, horizon in ((8, 21), (4, 12)):
         if wish.memory.horizon > horizon:
             label = f"memory=MemoryConfig(window={window}, schedule=(), horizon={horizon})"
