@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastapi import FastAPI  # noqa: E402
 from worldmodel.configs import MEMORY_NAMES  # noqa: E402
 from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
 from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
-from worldmodel.server.run import DrainingServer, run  # noqa: E402
+from worldmodel.server.run import AnnouncingServer, listen, run  # noqa: E402
 from worldmodel.server.settings import ServerSettings  # noqa: E402
 
 MOUNT = """
@@ -134,30 +133,6 @@ def load_model(name: str) -> Any:
     return model
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, taken before the model is loaded, so that a taken port is known at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)  # a second process could bind until somebody listens
-    except OSError as error:
-        listener.close()
-        raise SystemExit(f"Cannot listen on {host} port {port} ({error.strerror}). Choose another with --port {port + 1}.") from None
-    return listener
-
-
-class _Server(DrainingServer):
-    """Says where the page is once it answers."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        host, port = sockets[0].getsockname()[:2]
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        print(f"Ready: http://{shown}:{port}  (Ctrl-C stops)", flush=True)
-
-
 def server_settings(args: argparse.Namespace) -> ServerSettings:
     """What the command line says, for the server."""
     autosave = None
@@ -197,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             except (OSError, ValueError) as error:
                 raise SystemExit(str(error)) from None
             app = build_app(model, server_settings(args))
-            server = _Server(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
+            server = AnnouncingServer(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))
             run(server, [listener])
     except KeyboardInterrupt:
         pass

@@ -111,6 +111,37 @@ def test_files_of_format_1_still_load(tmp_path):
     assert WorldState.load(tmp_path / "noted.world", model).note == {"speed": 2}
 
 
+def test_files_that_say_what_cannot_be_are_refused(tmp_path):
+    """A file may be anybody's: it must fail when it is opened, not later."""
+    model = with_views()
+    world = model.start(picture(), "a village", seed=2)
+    list(world.stream("w*8"))
+    state = world.state()
+
+    def broken(tensors=(), **meta):
+        WorldState(state.tensors | dict(tensors), state.meta | meta).save(tmp_path / "a.world")
+        with pytest.raises(WorldError, match="not a readable world file"):
+            WorldState.load(tmp_path / "a.world", model)
+
+    latents = state.tensors["latents"]
+    broken({"latents": latents[:, :, :-1].clone()})
+    broken({"latents": torch.full_like(latents, float("nan"))})
+    broken({"poses": state.tensors["poses"][:-1].clone()})
+    broken({"actions": state.tensors["actions"][:-1].clone()})
+    for held in ([0, 0], [1, 0], [0, 7], [-1, 0]):
+        broken({"held": torch.tensor(held)})
+    broken(prompt="x" * 5000)
+    broken(prompts=[[0, "x" * 5000]])
+    broken(seed="1")
+    broken(base=99)
+    broken(prompts=7)
+    del state.tensors["held"]
+    broken()
+    state = world.state()
+    WorldState(state.tensors, state.meta).save(tmp_path / "a.world")
+    assert model.load_world(tmp_path / "a.world").index == 2
+
+
 def test_the_decoders_state_is_remade_on_the_way_back(monkeypatch):
     """Of a decoder whose state depends on everything before, as a causal convolution's may."""
 

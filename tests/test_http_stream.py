@@ -102,7 +102,7 @@ def test_who_leaves_without_a_word_leaves_a_place(host, model):
     stream.connection.close()
 
 
-def test_refusals(host):
+def test_refusals(host, model):
     stream = Stream(host, '{"type":"fly"}')
     assert [stream.read()["type"] for _ in range(3)] == ["channel", "error", "closed"] and stream.read() is None
     assert stream.messages[-1]["code"] == p.CloseCode.BAD_MESSAGE
@@ -112,6 +112,9 @@ def test_refusals(host):
     while (record := stream.read()) is not None:
         last = record
     assert last["code"] == p.CloseCode.BAD_MESSAGE
+    with running(create_app(model, ServerSettings(access_token="sixteen characters or more"))) as guarded:
+        stream = Stream(guarded, p.Hello(proto=p.PROTOCOL))
+        assert [stream.read()["type"] for _ in range(3)] == ["channel", "error", "closed"] and stream.messages[1]["code"] == "denied"
     for path in ("/api/v1/stream/http", "/api/v1/stream/http/x"):
         connection = HTTPConnection(host, timeout=10)
         connection.request("POST", path, "{}", {"Origin": "http://evil.example"})

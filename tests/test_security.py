@@ -68,7 +68,7 @@ def test_other_sites_pages_are_refused_before_the_socket_opens(host, origin):
     with pytest.raises(InvalidStatus) as refused:
         Client(host, origin=origin)
     assert refused.value.response.status_code == 403
-    for path in ("/api/v1/images", "/api/v1/sessions"):
+    for path in ("/api/v1/images", "/api/v1/worlds", "/api/v1/sessions"):
         assert ask(host, "POST", path, b"x", Origin=origin)[0] == 403
 
 
@@ -82,7 +82,7 @@ def test_own_and_allowed_pages_come_in(host):
 def test_with_an_access_token_a_ticket_is_good_once(model):
     with running(create_app(model, ServerSettings(access_token=TOKEN))) as host:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}):
-            for path in ("/api/v1/sessions", "/api/v1/images"):
+            for path in ("/api/v1/sessions", "/api/v1/images", "/api/v1/worlds"):
                 assert ask(host, "POST", path, b"", **headers)[0] == 401
             assert ask(host, "GET", "/metrics", **headers)[0] == 401
         status, body = ask(host, "POST", "/api/v1/sessions", b"", Authorization=f"Bearer {TOKEN}")

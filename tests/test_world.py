@@ -7,6 +7,7 @@ from small import picture, small_model
 
 import worldmodel.world as world_module
 from worldmodel.actions import Action, ActionError, parse_script
+from worldmodel.batch import write_together
 from worldmodel.camera import integrate
 from worldmodel.images import ImageError
 from worldmodel.memory import MemoryConfig
@@ -90,6 +91,41 @@ def test_rewind_across_a_change_of_prompt(model):
     play(world, "w*4")
     world.prompt = "a desert"
     assert np.array_equal(frames(play(world, "w*12")), frames(after))
+
+
+@pytest.mark.parametrize("policy", ["relic", "visible", "retrieval"])
+def test_a_new_prompt_holds_for_what_is_in_the_window_too(policy, monkeypatch):
+    """The window's keys and values are those that a pass under the new prompt gives; older ones stay; and all of it comes back exactly."""
+    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
+    model = small_model(memory=MemoryConfig(2, horizon=7, policy=policy))
+    world = model.start(picture(), "a village", seed=2)
+    play(world, "w*20")
+    before = world.fork()
+    world.prompt = "a desert"
+    world.plan(Action.idle())
+    old, new = before.memory, world.memory
+    n = old.tokens_per_latent
+    assert old.remembered() == new.remembered() and old.count == new.count
+    keep = old.num_tokens - 2 * n
+    assert torch.equal(old.values[..., :keep, :], new.values[..., :keep, :]), "what has left the window stays"
+    assert not torch.allclose(old.values[1:, ..., keep : old.num_tokens, :], new.values[1:, ..., keep : old.num_tokens, :])
+    by_hand = before.fork()
+    by_hand.memory.forget_newest(2)
+    for past in by_hand._history[-2:]:
+        write_together(model, [by_hand.memory], [past], [model.encode_prompt("a desert")])
+    assert torch.equal(by_hand.memory.values[..., : old.num_tokens, :], new.values[..., : old.num_tokens, :])
+    after = frames(play(world, "left*16"))
+    world.rewind(3)
+    assert np.array_equal(frames(play(world, "left*12")), after[4:]), "going back to the middle of it"
+    world.rewind(5)
+    assert world.prompt == "a village"
+
+
+def test_a_new_prompt_in_the_first_moments_holds_for_the_start_picture_too(model):
+    world, other = model.start(picture(), "a village"), model.start(picture(), "a desert")
+    world.prompt = "a desert"
+    world.plan(Action.idle())
+    assert torch.equal(world.memory.values, other.memory.values)
 
 
 def test_forks_live_apart(model):

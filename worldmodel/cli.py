@@ -1,22 +1,26 @@
-"""``worldmodel generate | bench | eval | export``: the terminal's way in."""
+"""``worldmodel serve | generate | bench | eval | export | check``: the terminal's way in."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from worldmodel.configs import MEMORY_NAMES
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="worldmodel", description="An interactive video world model. The page is started by app.py.")
+    about = "An interactive video world model. The page with all its controls is started by app.py."
+    parser = argparse.ArgumentParser(prog="worldmodel", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
+    _add_serve(commands.add_parser("serve", help="let people walk, as a config file says"))
     _add_generate(commands.add_parser("generate", help="walk through a world by a script of keys and write an mp4"))
     _add_bench(commands.add_parser("bench", help="measure speed and memory here"))
     _add_eval(commands.add_parser("eval", help="measure quality against rendered truth: table, plots and picture sheets"))
     _add_export(commands.add_parser("export", help="write a folder for the hub that plain diffusers opens, or start a student from Wan"))
+    _add_check(commands.add_parser("check", help="put a server of this machine under load, faults, or hours of coming and going"))
     args = parser.parse_args(argv)
     try:
         return args.run(args)
@@ -47,6 +51,62 @@ def _load(args: argparse.Namespace):
     if args.memory is not None:
         model = model.with_memory(model.config.memory.named(args.memory))
     return model if args.steps is None else model.with_steps(args.steps)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="TOML file; worldmodel/server/config.py says what may be in it")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 7860)")
+    parser.add_argument("--model", help="packaged model, folder or hub id (default: tiny)")
+    parser.add_argument("--worlds", type=int, metavar="N", help="visitors who walk at once (default: 1)")
+    parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes behind one address, by Ray Serve (extra [ray])")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from worldmodel.autosave import AutosaveConfig
+    from worldmodel.server.config import ServeConfig
+    from worldmodel.server.serve import serve
+
+    config = ServeConfig() if args.config is None else ServeConfig.read(args.config)
+    given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
+    server = {} if args.worlds is None else {"worlds": args.worlds}
+    if args.save_worlds is not None:
+        server["autosave"] = AutosaveConfig(args.save_worlds)
+    model = {} if args.model is None else {"name": args.model}
+    config = replace(config, listen=replace(config.listen, **given), server=replace(config.server, **server))
+    config = replace(config, model=replace(config.model, **model))
+    if args.replicas < 1:
+        raise ValueError("--replicas is 1 or more.")
+    if args.replicas == 1:
+        serve(config)
+        return 0
+    try:
+        from worldmodel.server.ray_app import serve_replicas
+    except ImportError as error:
+        raise ValueError(f"--replicas needs {error.name}: install worldmodel[app,ray].") from error
+    serve_replicas(config, args.replicas)
+    return 0
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("load", "faults", "soak"))
+    parser.add_argument("--model", default="tiny", help="packaged model, folder or hub id (default: tiny)")
+    parser.add_argument("--short", action="store_true", help="a fraction of it, to see that everything works")
+    parser.add_argument("--out", type=Path, help="also write the table here (Markdown)")
+    parser.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from worldmodel.trials import check
+
+    report = check(args.what, args.model, args.short)
+    print(report.markdown())
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(report.markdown() + "\n", encoding="utf-8")
+    return 0 if report.passed else 1
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

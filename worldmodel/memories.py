@@ -76,6 +76,10 @@ class _PosedMemory(CompressedMemory):
         self._keep_poses(keys[0].shape[1] // self.tokens_per_latent)
         super().write(keys, values)
 
+    def forget_newest(self, latents: int) -> None:
+        super().forget_newest(latents)
+        self._poses, self._next = self._poses[: self.count], None
+
     def _keep_poses(self, latents: int) -> None:
         if self._next is None or len(self._next) != latents:
             raise ValueError(f"A memory of policy {self.config.policy!r} chooses by poses: call look with {latents} before writing.")
@@ -186,6 +190,10 @@ class RetrievalMemory(_PosedMemory):
         self.count = len(self._aside)
         self._next = None
         self._fetch(self._poses[-1:])
+
+    def forget_newest(self, latents: int) -> None:
+        super().forget_newest(latents)
+        self._aside = self._aside[: self.count]
 
     def recallable(self) -> list[int]:
         """Everything, for any of it may be fetched."""

@@ -235,6 +235,14 @@ class CompressedMemory:
         self._compress()
         self._rotated_for = None
 
+    def forget_newest(self, latents: int) -> None:
+        """Drop the newest latent frames, of the window, so that they can be written anew."""
+        if not 0 <= latents <= min(self.count, self.config.window):
+            raise ValueError(f"The window has {min(self.count, self.config.window)} latent frames, it cannot give up {latents}.")
+        self.count -= latents
+        self._entries = [e for e in self._entries if e.index < self.count]
+        self._rotated_for = None
+
     def _factor(self, index: int) -> int:
         """Pooling factor that latent frame `index` has now, a multiple of what it had before; 0: it is forgotten."""
         if index >= self.count - self.config.window:
@@ -253,6 +261,7 @@ class CompressedMemory:
             factor = self._factor(entry.index)
             if factor == 0:
                 continue
+            factor = max(factor, entry.factor)  # what was pooled stays so, also where the window is written anew
             tokens, further = self._tokens(factor), factor // entry.factor
             if further == 1 and moving and moving[0] + moving[2] == source:
                 moving[2] += tokens

@@ -78,6 +78,7 @@ class World:
         self.model = model
         self.seed = int(seed)
         self._prompt, self._text_of, self._text = prompt, None, None
+        self._window_prompt = prompt  # under which the memory's window was written
         self._limit = history
         self._memory = model.new_memory()
         self._history: list[Past] = []
@@ -158,7 +159,9 @@ class World:
 
     @prompt.setter
     def prompt(self, prompt: str) -> None:
-        """A new prompt holds from the next chunk on."""
+        """A new prompt holds from the next chunk on, and the window is written into the memory anew, as if it had held there too: else
+        what the model remembers of the old prompt outweighs the new one.
+        """
         self.model.check_prompt(prompt)
         self.finalize()
         self._prompt = prompt
@@ -186,6 +189,7 @@ class World:
     def generate_from(self, latents: Tensor, actions: Action | Iterable[Action] | np.ndarray | str) -> Chunk:
         """A chunk whose latents [1, C, t, h, w] are given instead of generated: to feed a world what really happened."""
         self.finalize()
+        self._refresh_window()
         per_frame = self._frames_of(actions)
         video, decoder_state = self.model.autoencoder.decode_chunk(latents, self._decoder_state)
         return self.accept(latents, per_frame, integrate(per_frame, start=self.pose), self.model.to_frames(video), decoder_state)
@@ -237,13 +241,15 @@ class World:
         else:
             self._write(memory, self._start)
             decoder_state, frame = self.model.autoencoder.advance(self._start.latents), self.first_frame
-        for past in self._history[at:keep]:
+        for i in range(at, keep):
             yield
-            self._write(memory, past)
+            if self._history[i].prompt != self._prompt_before(i):
+                self._rewrite_window(memory, i, self._history[i].prompt)
+            self._write(memory, self._history[i])
         yield
         decoder_state, frame = self._decode(self._history[at:keep], decoder_state, frame)
         self._memory, self._decoder_state, self.last_frame = memory, decoder_state, frame
-        self._prompt = self._history[keep].prompt
+        self._prompt, self._window_prompt = self._history[keep].prompt, self._prompt_before(keep)
         del self._history[keep:]
         self._snapshots = {at: s for at, s in self._snapshots.items() if at <= keep}
 
@@ -320,7 +326,7 @@ class World:
             world._history[i] = replace(world._history[i], latents=latents[:, :, rows].clone(), poses=pose, inverse_depth=depth)
         world._start = replace(world._start, latents=world._start.latents.clone())  # else all of them would live as long as it
         world._held = [i for i in tensors["held"].tolist() if i < base]
-        world._base, world._prompt = base, meta["prompt"]
+        world._base, world._prompt, world._window_prompt = base, meta["prompt"], world._prompt_before(len(world._history))
         if base:
             world._memory.load_state_dict(state.part("memory") | state.part("base.memory"))
             world._decoder_state = unpack(state.part("decoder"), model.device)
@@ -356,6 +362,7 @@ class World:
     def plan(self, actions: Action | Iterable[Action] | np.ndarray | str) -> Plan:
         """What the next chunk is made from; nothing is pending."""
         per_frame = self._frames_of(actions)
+        self._refresh_window()
         poses = integrate(per_frame, start=self.pose)
         look(self._memory, poses, self.model.config.chunk)
         noise, generator = self._noise(self.index, self.model.config.chunk)
@@ -442,6 +449,30 @@ class World:
 
     def _write(self, memory: CompressedMemory, past: Past) -> None:
         write_together(self.model, [memory], [past], [self.text_context(past.prompt)])
+
+    def _prompt_before(self, chunk: int) -> str:
+        """Under which the chunk before `chunk` was made."""
+        return self._history[chunk - 1].prompt if chunk else self._start.prompt
+
+    def _refresh_window(self) -> None:
+        """After another prompt was set. In a copy, so that nothing has changed when it fails."""
+        if self._window_prompt == self._prompt:
+            return
+        memory = self.model.new_memory()
+        memory.load_state_dict(self._memory.state_dict())
+        self._rewrite_window(memory, len(self._history), self._prompt)
+        self._memory, self._window_prompt = memory, self._prompt
+
+    def _rewrite_window(self, memory: CompressedMemory, until: int, prompt: str) -> None:
+        """The chunks before `until` that are in the window, written again as if `prompt` had held; the start picture with them."""
+        chunk, window = self.model.config.chunk, self.model.config.memory.window
+        count = min(window // chunk, until)
+        again = self._history[until - count : until]
+        if count == until and 1 + count * chunk <= window:
+            again = [self._start, *again]
+        memory.forget_newest(sum(past.latents.shape[2] for past in again))
+        for past in again:
+            self._write(memory, replace(past, prompt=prompt))
 
     def _decode(self, chunks: list[Past], state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         """The decoder's state and the last frame after `chunks`, from those before them on."""

@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from worldmodel.actions import NUM_ACTIONS
+
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
 
@@ -76,17 +78,50 @@ class WorldState:
                 tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise WorldError(f"{path} is not a readable world file ({type(error).__name__}).") from error
+        if not isinstance(meta, dict):
+            raise WorldError(f"{path} is not a readable world file (no description).")
         if meta.get("format") not in READABLE:
             raise WorldError(f"{path} has world format {meta.get('format')!r}; this version reads formats 1 and 2.")
-        if meta["model"] != model.fingerprint:
-            raise WorldError(f"{path} was made by another model ({meta['model']}, not {model.fingerprint}); load that model first.")
+        if meta.get("model") != model.fingerprint:
+            raise WorldError(f"{path} was made by another model ({meta.get('model')}, not {model.fingerprint}); load that model first.")
         policy = meta.get("memory", "relic")
         if policy != model.config.memory.policy:
             raise WorldError(f"{path} has a memory of policy {policy!r}, this model one of {model.config.memory.policy!r}.")
-        if meta["format"] == 1:
-            meta["base"] = 0
-            tensors["held"] = torch.arange((tensors["latents"].shape[2] - 1) // model.config.chunk)
-        return cls(tensors, meta, note)
+        try:
+            if meta["format"] == 1:
+                meta["base"] = 0
+                tensors["held"] = torch.arange((tensors["latents"].shape[2] - 1) // model.config.chunk)
+            problem = _problem(tensors, meta, model)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            raise WorldError(f"{path} is not a readable world file ({problem}).")
+        return cls(tensors, meta, note if isinstance(note, dict) else {})
+
+
+def _problem(tensors: dict[str, Tensor], meta: dict[str, Any], model: WorldModel) -> str | None:
+    """What in a file cannot be, since it may be anybody's: a world must not fail, or show nonsense, long after it was opened."""
+    latents, poses, actions, held = (tensors[name] for name in ("latents", "poses", "actions", "held"))
+    chunks, rest = divmod(len(actions) - 1, model.chunk_frames)
+    channels, height, width = model.latent_shape
+    for prompt in (meta["prompt"], meta["start_prompt"], *(prompt for _, prompt in meta["prompts"])):
+        model.check_prompt(prompt)
+    if rest or actions.shape[1:] != (NUM_ACTIONS,) or held.dim() != 1:
+        return "the actions are not of whole chunks"
+    if latents.shape != (1, channels, 1 + len(held) * model.config.chunk, height, width):
+        return f"latents of shape {tuple(latents.shape)}"
+    if "inverse_depth" in tensors and tensors["inverse_depth"].shape[:2] != (1, latents.shape[2]):
+        return f"inverse depth of shape {tuple(tensors['inverse_depth'].shape)}"
+    if poses.shape != (1 + len(held) * model.chunk_frames, 4, 4):
+        return f"poses of shape {tuple(poses.shape)}"
+    if type(meta["seed"]) is not int or type(meta["base"]) is not int or not 0 <= meta["base"] <= chunks:
+        return "seed or base is no such number"
+    known = held.tolist()
+    if known != sorted(set(known)) or (known and not 0 <= known[0] <= known[-1] < chunks) or not {*range(meta["base"], chunks)} <= {*known}:
+        return "chunks are missing"
+    if not all(x.isfinite().all() for x in tensors.values() if x.is_floating_point()):
+        return "numbers that are not finite"
+    return None
 
 
 def pack(state: Any) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class Adaptation:
 
     def __init__(self) -> None:
         self.level = 0
-        self._good = self._since_up = 0
+        self._good, self._since_up = 0, LONGEST_PATIENCE_S
         self._patience = PATIENCE_S
 
     def second(self, sent: int, skipped: int) -> None:

@@ -19,15 +19,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import io
-import logging
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
@@ -36,20 +34,20 @@ from starlette.datastructures import Headers
 from worldmodel.images import ImageError, load_start_image
 from worldmodel.server import protocol as p
 from worldmodel.server.branches import NotPossible
+from worldmodel.server.conversation import SEND_TIMEOUT_S, Socket, serve
 from worldmodel.server.files import Files
 from worldmodel.server.http_stream import MAX_BODY, HttpStream
-from worldmodel.server.lobby import Busy, Gone, Lobby, Stopping
+from worldmodel.server.lobby import Lobby
 from worldmodel.server.metrics import CONTENT_TYPE
 from worldmodel.server.origin import read_world
-from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.tickets import Tickets
 from worldmodel.server.uploads import Uploads
 
-log = logging.getLogger(__name__)
 STATIC_DIR = Path(__file__).parent / "static"
 THUMBNAIL_SIDE = 320
-SEND_TIMEOUT_S = 5.0
+UPLOADS_AT_ONCE = 4
+"""Worlds: each takes its size of memory and disk while it is looked at."""
 UVICORN_OPTIONS = {
     "ws_per_message_deflate": False,  # JPEG does not compress further; it only costs time
     "ws_max_size": 65536,
@@ -99,9 +97,10 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
             return
         wanted = websocket.scope.get("subprotocols", [])
         await websocket.accept(subprotocol=p.SUBPROTOCOL if p.SUBPROTOCOL in wanted else None)
-        await _serve(_Socket(websocket), lobby, settings, tickets)
+        await serve(Socket(websocket), lobby, settings, tickets)
 
     streams: dict[str, HttpStream] = {}
+    uploading = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     @app.post("/api/v1/stream/http")
     async def stream_http(request: Request) -> Response:
@@ -113,16 +112,16 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         if body is None or not stream.take(body):
             return refused(413, "bytes", "Say hello in at most 65536 bytes.")
 
-        async def serve(stream: HttpStream) -> None:
+        async def talk(stream: HttpStream) -> None:
             streams[stream.channel] = stream
             try:
-                await _serve(stream, lobby, settings, tickets)
+                await serve(stream, lobby, settings, tickets)
             finally:
                 del streams[stream.channel]
                 stream.drop()
 
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream.records(serve), media_type="application/octet-stream", headers=headers)
+        return StreamingResponse(stream.records(talk), media_type="application/octet-stream", headers=headers)
 
     @app.post("/api/v1/stream/http/{channel}")
     async def say_http(channel: str, request: Request) -> Response:
@@ -160,6 +159,12 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         answer = denied(request)
         if answer is not None:
             return answer
+        if uploading.locked():
+            return refused(429, "rate", "Others are uploading worlds; try again in a moment.")
+        async with uploading:
+            return await store_world(request)
+
+    async def store_world(request: Request) -> Response:
         path, size = files.new_path(), 0
         try:
             with path.open("wb") as out:
@@ -227,48 +232,6 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     return app
 
 
-class _Socket:
-    """`session.Connection` over a WebSocket, and the reading side with its rate limit."""
-
-    def __init__(self, websocket: WebSocket) -> None:
-        self._websocket = websocket
-        self._lock = asyncio.Lock()
-        self._dead = False
-        self.address = websocket.client.host if websocket.client else ""
-
-    @property
-    def gone(self) -> bool:
-        return self._dead
-
-    async def send(self, message: p.ServerMessage) -> None:
-        await self._guarded(self._websocket.send_text, message.model_dump_json())
-
-    async def send_frame(self, data: bytes) -> None:
-        await self._guarded(self._websocket.send_bytes, data)
-
-    async def close(self, code: p.CloseCode | int) -> None:
-        await self._guarded(self._websocket.close, int(code))
-
-    async def receive(self) -> p.ClientMessage:
-        """Next message. Raises `ProtocolError` or `WebSocketDisconnect`."""
-        event = await self._websocket.receive()
-        if event["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(event.get("code", 1006))
-        if event.get("text") is None:
-            raise p.ProtocolError("Bad message: clients send JSON text, not binary frames.")
-        return p.parse_client(event["text"])
-
-    async def _guarded(self, send: Any, value: Any) -> None:
-        """Send unless the socket is closed or takes nothing any more; `receive` reports that to whoever serves it."""
-        if self._dead:
-            return
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S), self._lock:
-                await send(value)
-        except (WebSocketDisconnect, RuntimeError, TimeoutError):
-            self._dead = True
-
-
 async def _body(request: Request, limit: int) -> bytes | None:
     """What was posted; None when it has more than `limit` bytes."""
     body = bytearray()
@@ -277,69 +240,6 @@ async def _body(request: Request, limit: int) -> bytes | None:
         if len(body) > limit:
             return None
     return bytes(body)
-
-
-async def _serve(socket: _Socket | HttpStream, lobby: Lobby, settings: ServerSettings, tickets: Tickets) -> None:
-    """One connection from hello to close."""
-
-    async def refuse(error: p.Error, code: p.CloseCode) -> None:
-        log.info("refused", extra={"reason": error.code, "why": error.message})
-        lobby.metrics.refused.labels(error.code).inc()
-        await socket.send(error)
-        await socket.close(code)
-
-    try:
-        async with asyncio.timeout(settings.hello_s):
-            hello = await socket.receive()
-        if not isinstance(hello, p.Hello):
-            raise p.ProtocolError(f"Bad message: say hello first, not {hello.type}.")
-        if settings.access_token is not None and not tickets.take(hello.ticket):
-            error = p.Error(code="denied", message="This server asks for its access token, or the ticket is used or too old.")
-            return await refuse(error, p.CloseCode.DENIED)
-        session = await lobby.enter(hello, socket)
-    except p.VersionError as error:
-        await refuse(p.Error(code="version", message=str(error)), p.CloseCode.VERSION)
-    except p.ProtocolError as error:
-        await refuse(p.Error(code="bad_message", message=str(error)), p.CloseCode.BAD_MESSAGE)
-    except Busy as busy:
-        await refuse(p.Error(code="busy", message=str(busy), retry_after_s=busy.retry_after_s), p.CloseCode.BUSY)
-    except Stopping:
-        await socket.send(p.End(reason="shutdown"))
-        await socket.close(1012)
-    except TimeoutError:
-        await socket.close(p.CloseCode.BAD_MESSAGE)
-    except (WebSocketDisconnect, Gone):
-        return
-    else:
-        for_good = False
-        try:
-            for_good = await _listen(socket, session, settings, refuse)
-        finally:
-            lobby.leave(session, socket, for_good)
-
-
-async def _listen(socket: _Socket | HttpStream, session: Session, settings: ServerSettings, refuse: Callable) -> bool:
-    """Hand messages to the session until the connection ends; True when the visitor said bye."""
-    tokens, filled = 2 * settings.messages_per_s, time.monotonic()
-    try:
-        while True:
-            message = await socket.receive()
-            now = time.monotonic()
-            tokens, filled = min(2 * settings.messages_per_s, tokens + (now - filled) * settings.messages_per_s), now
-            if tokens < 1:
-                error = p.Error(code="rate", message=f"More than {settings.messages_per_s:.0f} messages a second.")
-                await refuse(error, p.CloseCode.BUSY)
-                return False
-            tokens -= 0 if session.expects(message) else 1
-            if isinstance(message, p.Bye):
-                await socket.close(1000)
-                return True
-            await session.handle(message)
-    except p.ProtocolError as error:
-        await refuse(p.Error(code="bad_message", message=str(error)), p.CloseCode.BAD_MESSAGE)
-    except WebSocketDisconnect:
-        return False
-    return False
 
 
 def _origin_allowed(headers: Headers, settings: ServerSettings) -> bool:

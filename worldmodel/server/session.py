@@ -28,16 +28,16 @@ from worldmodel.actions import Action
 from worldmodel.engine import Engine, EngineFull, EngineStopped, Seat
 from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
-from worldmodel.server import timeline as tl
 from worldmodel.server.adapt import Adaptation, Picture, resized
-from worldmodel.server.branches import Branches, NotPossible
+from worldmodel.server.branches import NotPossible
 from worldmodel.server.controls import Controls
-from worldmodel.server.exports import save_video, save_world
 from worldmodel.server.files import Files
 from worldmodel.server.metrics import ActionDelay, Metrics
 from worldmodel.server.origin import Origin, read_world
 from worldmodel.server.pacing import Credit, PlayoutClock, StepTime
+from worldmodel.server.record import Record, memory_message
 from worldmodel.server.settings import ServerSettings
+from worldmodel.server.timeline import Thumbnails, encode
 
 log = logging.getLogger(__name__)
 _SEND_MARGIN_S = 0.005  # encoding and hand-over, on top of the model's step
@@ -109,11 +109,9 @@ class Session:
         self._new_prompt: str | None = None
         self._speed, self._paused, self._quality = 1.0, False, settings.quality
 
-        self.thumbnails = tl.Thumbnails(settings.history + 1 + settings.branches)
-        self.thumbnail_key = secrets.token_urlsafe(18)
-        self._branches = Branches(engine, lambda: tl.Timeline(settings.history + 1, settings.recording_bytes), settings.branches)
+        self._record = Record(engine, settings, files)
+        self._branches = self._record.branches
         self._orders: deque[p.Rewind | p.Fork | p.Switch] = deque()
-        self._saving: set[str] = set()
         self._first = self._memory_bytes = 0  # as the last chunk found them
 
         self._controls = Controls()
@@ -138,6 +136,15 @@ class Session:
             self._recall(saved.note, saved.meta)
 
     # ---- the visitor comes, speaks, and goes --------------------------------------------------------------------------
+
+    @property
+    def thumbnails(self) -> Thumbnails:
+        return self._record.thumbnails
+
+    @property
+    def thumbnail_key(self) -> str:
+        """Who has it may see the thumbnails."""
+        return self._record.key
 
     @property
     def cache_bytes(self) -> int:
@@ -172,7 +179,7 @@ class Session:
             await connection.send(refusal)
         await connection.send(self._state())
         if resumed and self._seat is not None:
-            await connection.send(self._timeline())
+            await connection.send(self._record.timeline(self._first))
         if self._lockstep:
             lost = [frame for frame in self._unacked if frame.number > hello.frame]
             self._unacked.clear()
@@ -232,12 +239,12 @@ class Session:
                     await self._refuse(str(error))
                 await self._send(self._state())
             case p.Save():
-                await self._save(message.kind)
+                self._in_background(self._save(message.kind))
             case p.Ask():
                 if message.about == "timeline":
-                    await self._send(self._timeline())
+                    await self._send(self._record.timeline(self._first))
                 elif self._seat is not None:
-                    await self._send(await asyncio.wrap_future(self._engine.call(self._memory)))
+                    self._in_background(self._tell_memory())
             case p.Pause():
                 self._paused = True
                 await self._send(self._state())
@@ -360,8 +367,8 @@ class Session:
         else:
             self._branches.restart()
             for at, pose in path[:-1]:
-                self._branches.current.timeline.add(tl.Moment(at, tl.pose_numbers(pose)))
-            self._remember(path[-1][0], path[-1][1], world.last_frame)
+                self._record.remember(at, pose)
+            self._record.remember(path[-1][0], path[-1][1], world.last_frame)
             if self._reset is None:
                 await self._arrive(world)
         await self._send(self._state(loading=self._reset is not None))
@@ -369,7 +376,7 @@ class Session:
     async def _arrive(self, world: Any) -> None:
         """Show where the visitor is now."""
         self._first = world.index - world.reach
-        await self._send(self._timeline())
+        await self._send(self._record.timeline(self._first))
         seq = self._step_seq if self._lockstep else self._controls.seq
         self._queue.append(_Frame(world.last_frame, max(0, world.index - 1), seq, p.Flags.KEY | p.Flags.RESET))
         self._clock.skip_to(time.monotonic())
@@ -398,55 +405,20 @@ class Session:
     async def _refuse(self, message: str) -> None:
         await self._send(p.Error(code="world", message=message))
 
-    # ---- what was seen ------------------------------------------------------------------------------------------------
-
-    def _remember(self, at: int, pose: np.ndarray, *frames: np.ndarray) -> tl.Moment:
-        """A moment of the timeline; its pictures are encoded aside."""
-        moment = tl.Moment(at, tl.pose_numbers(pose), self.thumbnails.number())
-        timeline = self._branches.current.timeline
-        timeline.add(moment)
-
-        def work() -> tuple[bytes, ...]:
-            self.thumbnails.put(moment.thumbnail, tl.thumbnail(frames[-1]))
-            return tuple(tl.encode(frame) for frame in frames)
-
-        async def fill() -> None:
-            timeline.fill(moment, await asyncio.to_thread(work))
-
-        self._in_background(fill())
-        return moment
-
-    def _timeline(self) -> p.Timeline:
-        branch = self._branches.current
-        return tl.as_message(branch.number, self._first, branch.timeline.moments, self.thumbnail_key)
-
-    def _memory(self) -> p.Memory:
-        """In the engine's thread."""
-        world = self._seat.world
-        tiles = [p.Tile(latent=t.latent, at=t.at, factor=t.factor, tokens=t.tokens, pose=tl.pose_numbers(t.pose)) for t in world.tiles]
-        return p.Memory(at=world.index, tokens=world.memory_tokens, bytes=world.memory_bytes, tiles=tiles)
+    async def _tell_memory(self) -> None:
+        try:
+            await self._send(await asyncio.wrap_future(self._engine.call(lambda: memory_message(self._seat.world))))
+        except (EngineStopped, AttributeError):  # the seat was given up meanwhile
+            await self._refuse("This world has ended.")
 
     async def _save(self, kind: str) -> None:
-        """Make a file while the walk goes on; one of a kind at a time."""
-        if self._seat is None or kind in self._saving:
-            await self._refuse(f"A {kind} is being saved already." if self._seat is not None else "The world is still being made.")
-            return
-        self._saving.add(kind)
-
-        async def work() -> None:
-            try:
-                if kind == "world":
-                    state = await asyncio.wrap_future(self._engine.call(lambda: self._seat.world.state(note=self._note())))
-                    saved = await save_world(state, self._files)
-                else:
-                    saved = await save_video(self._branches.current.timeline.recording(), self._model.fps, self._files)
-                await self._send(saved)
-            except (NotPossible, EngineStopped, AttributeError) as error:
-                await self._refuse(str(error) if isinstance(error, NotPossible) else "This world has ended.")
-            finally:
-                self._saving.discard(kind)
-
-        self._in_background(work())
+        """Make a file while the walk goes on."""
+        try:
+            if self._seat is None:
+                raise NotPossible("The world is still being made.")
+            await self._send(await self._record.save(kind, self._seat, self._note, self._model.fps))
+        except NotPossible as error:
+            await self._refuse(str(error))
 
     async def _seated(self, make: Callable[[], Any]) -> Any:
         """The world that `make` gives, in this session's seat."""
@@ -555,10 +527,10 @@ class Session:
         if not self._queue:
             self._clock.restart(time.monotonic())
         timings = {name: round(float(ms), 2) for name, ms in chunk.timings.items()}
-        moment = self._remember(chunk.index + 1, chunk.camera_to_world[-1], *chunk.frames)
+        moment = self._record.remember(chunk.index + 1, chunk.camera_to_world[-1], *chunk.frames)
         info = p.ChunkInfo(
             chunk=chunk.index, action_seq=seq, frames=len(chunk.frames), made_ms=round(made_ms, 2), timings=timings, pose=moment.pose,
-            thumbnail=tl.address(self.thumbnail_key, moment.thumbnail),
+            thumbnail=self._record.address(moment),
         )  # fmt: skip
         for i, pixels in enumerate(chunk.frames):
             first = i == 0
@@ -693,4 +665,4 @@ def _encode(pixels: np.ndarray, codec: str, picture: Picture) -> tuple[p.Codec, 
         out = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", compress_level=1)
         return p.Codec.PNG, out.getvalue()
-    return p.Codec.JPEG, tl.encode(resized(pixels, picture), picture.quality)
+    return p.Codec.JPEG, encode(resized(pixels, picture), picture.quality)
