@@ -13,8 +13,8 @@ import random
 import signal
 import threading
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import ray
 from fastapi import FastAPI, Request
@@ -71,8 +71,8 @@ def serve_replicas(config: ServeConfig, replicas: int, cpus_each: float = 1.0) -
                 folder = config.server.autosave.folder / f"replica-{i}"
                 own = replace(config, server=replace(config.server, autosave=replace(config.server.autosave, folder=folder.absolute())))
             options = {"num_cpus": cpus_each, "num_gpus": 1 if (config.model.device or "").startswith("cuda") else 0}
-            ray_serve.run(_deployment(partial(replica, own), f"world-{i}", options), name=f"world-{i}", route_prefix=f"/r/{i}")
-        ray_serve.run(_deployment(partial(lobby, replicas), "lobby", {"num_cpus": 0}), name="lobby", route_prefix="/")
+            ray_serve.run(_deployment(replica, (own,), f"world-{i}", options), name=f"world-{i}", route_prefix=f"/r/{i}")
+        ray_serve.run(_deployment(lobby, (replicas,), "lobby", {"num_cpus": 0}), name="lobby", route_prefix="/")
         print(f"Ready: http://{config.listen.host}:{config.listen.port}  ({replicas} replicas; Ctrl-C stops)", flush=True)
         stop.wait()
     finally:
@@ -80,11 +80,14 @@ def serve_replicas(config: ServeConfig, replicas: int, cpus_each: float = 1.0) -
         ray.shutdown()
 
 
-def _deployment(make: partial, name: str, options: dict) -> ray_serve.Application:
-    """The application that `make` gives, in one process of its own; what it cannot take at once it refuses itself."""
+def _deployment(make: Callable[..., FastAPI], args: tuple, name: str, options: dict) -> ray_serve.Application:
+    """The application that `make(*args)` gives, in one process of its own; what it cannot take at once it refuses itself."""
+
+    def build_here() -> FastAPI:
+        return make(*args)
 
     @ray_serve.deployment(name=name, ray_actor_options=options, max_ongoing_requests=1000, graceful_shutdown_timeout_s=30)
-    @ray_serve.ingress(make)
+    @ray_serve.ingress(build_here)
     class Server:
         pass
 
