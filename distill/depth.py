@@ -184,7 +184,8 @@ def train_depth(recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder,
 def main(argv: list[str] | None = None) -> int:
     from distill.recipe import RecipeError, load_recipe
     from distill.trainer import Deadline
-    from worldmodel.model import ModelError, find_model
+    from worldmodel.loading import find_model
+    from worldmodel.model import ModelError
 
     parser = argparse.ArgumentParser(prog="python -m distill.depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="world model whose autoencoder gets the depth")

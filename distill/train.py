@@ -254,7 +254,7 @@ def add_depth(recipe: Recipe, out: Path, deadline: Deadline, device: torch.devic
 
     from distill.depth import train_depth
     from worldmodel.autoencoder import TinyAutoencoder
-    from worldmodel.model import find_model
+    from worldmodel.loading import find_model
 
     folder = out / "autoencoder" / "model"
     autoencoder = TinyAutoencoder.from_pretrained(folder, torch_dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""``worldmodel serve | generate | bench | eval | check``: the terminal's way in."""
+"""``worldmodel serve | generate | bench | eval | export | check``: the terminal's way in."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_generate(commands.add_parser("generate", help="walk through a world by a script of keys and write an mp4"))
     _add_bench(commands.add_parser("bench", help="measure speed and memory here"))
     _add_eval(commands.add_parser("eval", help="measure quality against rendered truth: table, plots and picture sheets"))
+    _add_export(commands.add_parser("export", help="write a folder for the hub that plain diffusers opens, or start a student from Wan"))
     _add_check(commands.add_parser("check", help="put a server of this machine under load, faults, or hours of coming and going"))
     args = parser.parse_args(argv)
     try:
@@ -228,6 +229,47 @@ def _eval_memories(args: argparse.Namespace) -> int:
     else:
         suite_memories.evaluate(_load(args), args.model, memories, args.walks, args.jobs, args.out)
     print((args.out / ("table.md" if args.minutes is None else "stream.md")).read_text())
+    return 0
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default="tiny", help="packaged model, folder or hub id (default: tiny)")
+    source.add_argument(
+        "--wan", metavar="CHECKPOINT", help="a Wan 2.1 text-to-video checkpoint instead: folder, file or hub id (docs/wan.md)"
+    )
+    parser.add_argument("--parts", metavar="FOLDER", help="with --wan: where autoencoder and text encoder are")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="with --wan: merged into the weights")
+    parser.add_argument("--tiny-decoder", metavar="FILE", help="with --wan: taew2_1, which decodes instead of Wan's autoencoder")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="with --wan: pixels (default: 480 832)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16", help="of the weights (default: bfloat16)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    import torch
+
+    from worldmodel.export import export
+    from worldmodel.lora import Lora
+    from worldmodel.model import WorldModel
+
+    dtype = getattr(torch, args.dtype)
+    if args.wan:
+        size = {"size": tuple(args.size)} if args.size else {}
+        model = WorldModel.from_wan(
+            args.wan, parts=args.parts, loras=[Lora.parse(text) for text in args.lora], tiny_decoder=args.tiny_decoder, device="cpu",
+            dtype=dtype, **size,
+        )  # fmt: skip
+    elif args.parts or args.lora or args.tiny_decoder or args.size:
+        raise ValueError("--parts, --lora, --tiny-decoder and --size go with --wan.")
+    else:
+        model = WorldModel.from_pretrained(args.model, device="cpu", dtype=dtype)
+    export(model, args.out)
+    total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
+    print(f"{args.out}: {total / 1e6:,.1f} MB of weights. Open it with DiffusionPipeline.from_pretrained(..., trust_remote_code=True).")
     return 0
 
 

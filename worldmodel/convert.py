@@ -8,65 +8,23 @@ Wan until it is trained.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from worldmodel.checkpoints import clean_prefixes, read_tensors
+from worldmodel.lora import Lora, merge_lora
 from worldmodel.transformer import CausalWorldTransformer
 
 HEAD_DIM = 128
 """Width of one head in every released Wan model."""
 
-_NESTED = ("generator_ema", "generator", "model", "state_dict")
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "model.")
 _CAMERA = ("action_encoder", "pose_encoder", "action_proj", "pose_proj")
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def clean_prefixes(state_dict: dict[str, Any]) -> dict[str, Tensor]:
-    """The transformer's tensors under their own names.
-
-    Picks the generator out of a training checkpoint (its average before the live weights), and strips what FSDP,
-    activation checkpointing, `torch.compile` and wrapping modules put in front of names.
-    """
-    for key in _NESTED:
-        if isinstance(state_dict.get(key), dict):
-            return clean_prefixes(state_dict[key])
-    out = {}
-    for name, tensor in state_dict.items():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        out[name] = tensor
-    return out
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, a .pt/.pth checkpoint (tensors only), or a folder of (sharded) safetensors."""
-    path = Path(path)
-    if path.is_dir():
-        index = path / f"{_WEIGHTS}.index.json"
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [_WEIGHTS]
-        if not (path / files[0]).exists():
-            raise FileNotFoundError(f"{path} holds no transformer: {files[0]} is not there.")
-        return {name: tensor for file in files for name, tensor in load_file(path / file).items()}
-    if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint {path}: give a folder, a .safetensors file or a .pt file that is on this machine.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and is not opened: save its weights as safetensors where it was made.") from error
-    return clean_prefixes(loaded)
 
 
 def config_from_tensors(tensors: dict[str, Tensor], **overrides: Any) -> dict[str, Any]:
@@ -97,42 +55,71 @@ def config_from_tensors(tensors: dict[str, Tensor], **overrides: Any) -> dict[st
     return config | overrides
 
 
-def load_wan_transformer(path: str | Path, torch_dtype: torch.dtype = torch.float32, **overrides: Any) -> CausalWorldTransformer:
-    """`CausalWorldTransformer` with the weights of a Wan transformer, in evaluation mode.
+class WanCheckpoint:
+    """A Wan transformer on disk: its tensors under diffusers' names, not yet read, and the config that their shapes tell.
 
     Args:
         path: a diffusers folder (the transformer's, or a pipeline's with one in it), a folder or .safetensors file with the
             original Wan names, or a .pt checkpoint of Self-Forcing, CausVid and their relatives.
-        torch_dtype: of the weights; what the class keeps in float32 stays float32.
         overrides: arguments of `CausalWorldTransformer` that shapes do not tell, or not rightly (`num_attention_heads`).
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or not a text-to-video Wan transformer; the message says what is wrong.
     """
-    path = Path(path)
-    if (path / "transformer").is_dir():
-        path = path / "transformer"
-    tensors = clean_prefixes(read_tensors(path))
-    if any(".self_attn." in name for name in tensors):
-        tensors = convert_wan_transformer_to_diffusers(tensors)
-    stated = json.loads((path / "config.json").read_text()) if (path / "config.json").exists() else {}
-    known = {key: stated[key] for key in ("num_attention_heads", "attention_head_dim", "eps") if key in stated}
-    config = config_from_tensors(tensors, **known | overrides)
-    with torch.device("meta"):
-        model = CausalWorldTransformer(**config)
-    _refuse_strangers(path, model, tensors)
 
-    float32 = set(model._keep_in_fp32_modules)
-    dtypes = {name: torch.float32 if float32 & set(name.split(".")) else torch_dtype for name in model.state_dict()}
-    model.load_state_dict({name: t.to(dtypes[name]) for name, t in tensors.items()}, strict=False, assign=True)
-    start_camera_parts(model, (n for n in dtypes if n not in tensors), torch_dtype)
-    return model.requires_grad_(True).eval()
+    def __init__(self, path: str | Path, **overrides: Any) -> None:
+        path = Path(path)
+        self.path = path / "transformer" if (path / "transformer").is_dir() else path
+        tensors = clean_prefixes(read_tensors(self.path))
+        if any(".self_attn." in name for name in tensors):
+            tensors = convert_wan_transformer_to_diffusers(tensors)
+        stated = _stated_config(self.path)
+        ours = stated.get("_class_name") == CausalWorldTransformer.__name__
+        keys = signature(CausalWorldTransformer.__init__).parameters if ours else ("num_attention_heads", "attention_head_dim", "eps")
+        known = {key: stated[key] for key in keys if key in stated}
+        self.tensors, self.config = tensors, config_from_tensors(tensors, **known | overrides)
+        _refuse_strangers(self.path, self.empty(), tensors)
+
+    @property
+    def has_camera(self) -> bool:
+        """Whether it was trained with actions and poses."""
+        return "action_encoder.0.weight" in self.tensors
+
+    def empty(self) -> CausalWorldTransformer:
+        """The transformer without memory for its weights"""
+        with torch.device("meta"):
+            return CausalWorldTransformer(**self.config)
+
+    def load(self, torch_dtype: torch.dtype = torch.float32, loras: Iterable[Lora] = (), device: str | torch.device = "cpu"):
+        """The `CausalWorldTransformer`, with LoRAs merged, in evaluation mode; what the class keeps in float32 stays float32."""
+        model = self.empty()
+        for lora in loras:
+            merge_lora(self.tensors, lora)
+        float32 = set(model._keep_in_fp32_modules)
+        dtypes = {name: torch.float32 if float32 & set(name.split(".")) else torch_dtype for name in model.state_dict()}
+        model.load_state_dict({n: t.to(device, dtypes[n]) for n, t in self.tensors.items()}, strict=False, assign=True)
+        start_camera_parts(model, (n for n in dtypes if n not in self.tensors), torch_dtype, device)
+        return model.requires_grad_(True).eval()
 
 
-def start_camera_parts(model: CausalWorldTransformer, names: Iterable[str], dtype: torch.dtype) -> None:
+def load_wan_transformer(path: str | Path, torch_dtype: torch.dtype = torch.float32, **overrides: Any) -> CausalWorldTransformer:
+    """`CausalWorldTransformer` with the weights of a Wan transformer; as `WanCheckpoint`."""
+    return WanCheckpoint(path, **overrides).load(torch_dtype)
+
+
+def _stated_config(folder: Path) -> dict[str, Any]:
+    """config.json beside the weights, under diffusers' names where it is Wan's original one"""
+    try:
+        stated = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is not readable JSON: fetch it again.") from error
+    return {"num_attention_heads" if key == "num_heads" else key: value for key, value in stated.items()}
+
+
+def start_camera_parts(model: CausalWorldTransformer, names: Iterable[str], dtype: torch.dtype, device: str | torch.device = "cpu") -> None:
     """Give RELIC's layers among the parameters `names`, still without memory, the values that the class starts them with."""
     for name in sorted({n.rpartition(".")[0] for n in names}):
-        layer: nn.Linear = model.get_submodule(name).to_empty(device="cpu").to(dtype)
+        layer: nn.Linear = model.get_submodule(name).to_empty(device=device).to(dtype)
         layer.reset_parameters()
         if name.endswith(("action_proj", "pose_proj")):  # the blocks' own projections start at zero
             nn.init.zeros_(layer.weight)

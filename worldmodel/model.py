@@ -4,7 +4,9 @@ A model on disk is a folder::
 
     world_model.json   ModelConfig
     transformer/       CausalWorldTransformer (diffusers layout, safetensors)
-    autoencoder/       TinyAutoencoder, or diffusers' AutoencoderKLWan
+    autoencoder/       TinyAutoencoder, or diffusers' AutoencoderKLWan (also as vae/)
+    tiny_decoder/      optional: TinyWanDecoder, which then decodes, and the autoencoder encodes start pictures
+    text_encoder/, tokenizer/   optional: UMT5
     prompts.safetensors   optional: embeddings of known prompts, so that they need no text encoder
 
 Names that ship with the package (``"tiny"``) are folders under ``worldmodel/weights``; their gallery is beside it.
@@ -15,27 +17,29 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.autoencoder import TinyAutoencoder, VideoAutoencoder, WanAutoencoder
+from worldmodel.autoencoder import VideoAutoencoder, WanAutoencoder
 from worldmodel.batch import finalize_together, generate_together
 from worldmodel.chunk import Chunk
 from worldmodel.images import load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.sampling import SamplerConfig
-from worldmodel.text import PromptCache, TextConfig, TextEncoder
+from worldmodel.text import TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
 from worldmodel.world import HISTORY, World
 from worldmodel.world_file import WorldState
+
+if TYPE_CHECKING:
+    from worldmodel.lora import Lora
 
 CONFIG_NAME = "world_model.json"
 MAX_PROMPT = 1000
@@ -45,9 +49,19 @@ class ModelError(ValueError):
     """A folder that holds no complete model, or a prompt that does not fit. One clear sentence."""
 
 
+class Unset:
+    """Not given, where None means something."""
+
+
+UNSET = Unset()
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """How the parts fit together. `size` is (height, width) in pixels, `chunk` latent frames a step, `fps` video frames a second."""
+    """How the parts fit together. `size` is (height, width) in pixels, `chunk` latent frames a step, `fps` video frames a second,
+    `history` how many chunks a world can go back where `start` is not told (`World`); it costs copies of the memory on the device;
+    `start_block` how many latent frames are denoised together, and the first one kept, when the start is made from the prompt alone.
+    """
 
     name: str = "tiny"
     size: tuple[int, int] = (128, 128)
@@ -57,6 +71,8 @@ class ModelConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     text: TextConfig = field(default_factory=TextConfig)
     static_scenes: bool = True  # nothing moves but the camera, so a server may rest while nobody does anything
+    history: int | None = HISTORY
+    start_block: int = 1
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
@@ -141,6 +157,8 @@ class WorldModel:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        text_device: str | torch.device = "cpu",
+        check: bool = True,
         **overrides: Any,
     ) -> WorldModel:
         """Load packaged weights by name, or a folder, or a hub id.
@@ -148,39 +166,84 @@ class WorldModel:
         Args:
             device: default: CUDA when there is one, else the CPU.
             dtype: default: bfloat16 on CUDA, float32 elsewhere.
+            text_device: where prompts are encoded.
+            check: refuse what does not fit onto the device before loading it.
             overrides: fields of `ModelConfig` to replace, for example ``sampler=SamplerConfig(steps=2)``.
 
         Raises:
-            ModelError: no such model, or one with missing or misshapen parts.
+            ModelError: no such model, or one with missing or misshapen parts. TooLargeError: it does not fit; says what would.
         """
+        from worldmodel.loading import find_model, load_parts
+
         folder = find_model(name_or_path)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device, dtype = _place(device, dtype)
         try:
             config = ModelConfig.from_dict(json.loads((folder / CONFIG_NAME).read_text()) | overrides)
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / CONFIG_NAME} is not a readable model description: {error}") from error
-        transformer = _load_part(CausalWorldTransformer, folder / "transformer", dtype).to(device)
-        autoencoder = _load_autoencoder(folder / "autoencoder", dtype, device)
-        prompts = folder / "prompts.safetensors"
-        text = TextEncoder(config.text, cache=PromptCache.load(prompts) if prompts.exists() else None)
+        parts = load_parts(folder, config, device, dtype, text_device, check)
         gallery = folder / "gallery"
-        return cls(transformer, autoencoder, text, config, gallery if gallery.exists() else None)
+        return cls(*parts, config, gallery if gallery.exists() else None)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16, max_shard_size: str = "14MB") -> None:
-        """Write the model as a folder that `from_pretrained` loads; weights in shards of safetensors."""
+    @classmethod
+    def from_wan(
+        cls,
+        checkpoint: str | Path,
+        *,
+        parts: str | Path | None = None,
+        loras: Iterable[Lora | str | Path] = (),
+        tiny_decoder: str | Path | None = None,
+        prompts: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        text_device: str | torch.device = "cpu",
+        check: bool = True,
+        transformer: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> WorldModel:
+        """A RELIC student that starts from a Wan 2.1 text-to-video checkpoint; until it is trained the keys do nothing.
+
+        Causal students without camera parts (Self-Forcing, CausVid) stream text to video as they are. Wan itself was not trained to be
+        causal, or in few steps: it is where training starts.
+
+        Args:
+            checkpoint: folder or hub id in diffusers' or Wan's own layout, or a .safetensors or .pt file of the transformer alone.
+            parts: where autoencoder and text encoder are, in either layout (default: in or beside the checkpoint).
+            loras: merged into the weights, in this order; a path, or a `Lora` with its strength.
+            tiny_decoder: a file of TAEHV's layout, `taew2_1`, that decodes instead of Wan's autoencoder.
+            prompts: a `PromptCache`'s file, instead of a text encoder.
+            device, dtype, text_device, check: as `from_pretrained`.
+            transformer: arguments of `CausalWorldTransformer` that shapes do not tell, such as ``dict(camera_dim=128)``.
+            overrides: fields of `ModelConfig`; by default 480x832, chunks of 3 latent frames, 4 steps, and a memory of the last 21.
+
+        Raises:
+            ModelError: something is missing, unreadable or of another model. TooLargeError: it does not fit; says what would.
+        """
+        from worldmodel.loading import load_wan
+
+        device, dtype = _place(device, dtype)
+        made = load_wan(checkpoint, parts, loras, tiny_decoder, prompts, device, dtype, text_device, check, transformer or {}, overrides)
+        return cls(*made)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16, max_shard_size: str = "14MB") -> None:
+        """Write the model as a folder that `from_pretrained` loads; weights in shards of safetensors, of `dtype` (None: as they are)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for part, module in (("transformer", self.transformer), ("autoencoder", self.autoencoder)):
-            if isinstance(module, WanAutoencoder):
-                module = module.vae
-            smaller = torch.nn.Module.to(copy.deepcopy(module), dtype)
+        for part, module in self.modules().items():
+            smaller = module if dtype is None else torch.nn.Module.to(copy.deepcopy(module), dtype)
             smaller.save_pretrained(folder / part, max_shard_size=max_shard_size)
             description = folder / part / "config.json"
             known = json.loads(description.read_text())
             known.pop("_name_or_path", None)  # where the weights happened to lie
             description.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
         (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=1) + "\n")
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The parts with weights, by the folders that they are saved in."""
+        parts = {"transformer": self.transformer, "autoencoder": self.autoencoder}
+        if (encoder := getattr(self.autoencoder, "start_encoder", None)) is not None:
+            parts |= {"autoencoder": encoder, "tiny_decoder": self.autoencoder}
+        return {name: part.vae if isinstance(part, WanAutoencoder) else part for name, part in parts.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -192,16 +255,17 @@ class WorldModel:
         return f"{self.config.name}-{digest.hexdigest()[:12]}"
 
     # -- worlds ------------------------------------------------------------------------------------------------------------
-    def start(self, image: Any = None, prompt: str = "", seed: int = 0, history: int | None = HISTORY) -> World:
+    def start(self, image: Any = None, prompt: str = "", seed: int = 0, history: int | None | Unset = UNSET) -> World:
         """A new world from a picture (path, bytes, PIL image or uint8 [H, W, 3]) and a prompt.
 
-        Without a picture the first one is made from the prompt. `history` is how many chunks one can go back at least (`World`).
+        Without a picture the first one is made from the prompt. `history` is how many chunks one can go back at least (`World`; default:
+        the config's).
 
         Raises:
             ImageError: the picture cannot be used. ModelError: the prompt is too long.
         """
         self.check_prompt(prompt)
-        return World(self, prompt, seed, None if image is None else self.encode_image(image), history)
+        return World(self, prompt, seed, None if image is None else self.encode_image(image), self._history(history))
 
     def generate_together(self, worlds: Sequence[World], actions: Sequence[Any]) -> list[Chunk]:
         """The next chunk of several worlds as one batch, each under its own actions; as `World.generate` (`worldmodel.batch`)."""
@@ -211,13 +275,16 @@ class WorldModel:
         """Write the last chunks into the memories of several worlds as one batch; as `World.finalize`."""
         finalize_together(worlds)
 
-    def load_world(self, path: str | Path, history: int | None = HISTORY) -> World:
+    def load_world(self, path: str | Path, history: int | None | Unset = UNSET) -> World:
         """The world that `World.save` wrote; raises `WorldError` if it is not one of this model."""
-        return World.load(self, path, history)
+        return World.load(self, path, self._history(history))
 
-    def resume_world(self, state: WorldState, history: int | None = HISTORY) -> World:
+    def resume_world(self, state: WorldState, history: int | None | Unset = UNSET) -> World:
         """The world of which `state` was taken (`World.state`, `autosave.Autosave.load`)."""
-        return World.from_state(self, state, history)
+        return World.from_state(self, state, self._history(history))
+
+    def _history(self, wanted: int | None | Unset) -> int | None:
+        return self.config.history if isinstance(wanted, Unset) else wanted
 
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""
@@ -270,59 +337,6 @@ class WorldModel:
         return np.ascontiguousarray(pixels.permute(1, 2, 3, 0).cpu().numpy())
 
 
-def packaged_models() -> dict[str, Path]:
-    """Names and folders of the models inside the package."""
-    root = Path(str(resources.files("worldmodel"))) / "weights"
-    return {p.parent.name: p.parent for p in sorted(root.glob(f"*/{CONFIG_NAME}"))}
-
-
-def find_model(name_or_path: str | Path) -> Path:
-    """Folder of a packaged model, a local folder, or a hub snapshot (downloaded)."""
-    packaged = packaged_models()
-    if str(name_or_path) in packaged:
-        return packaged[str(name_or_path)]
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        if not (folder / CONFIG_NAME).exists():
-            raise ModelError(f"{folder} has no {CONFIG_NAME}, so it is not a world model's folder.")
-        return folder
-    if "/" in str(name_or_path) and not folder.is_absolute() and str(name_or_path).count("/") == 1:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-        try:
-            return Path(snapshot_download(str(name_or_path)))
-        except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            raise ModelError(
-                f"No model {name_or_path!r}: it is no folder here, and the hub did not give it ({type(error).__name__})."
-            ) from error
-    raise ModelError(
-        f"There is no model {str(name_or_path)!r}. Packaged models: {', '.join(packaged) or 'none'}; "
-        "or give a folder or a hub id (user/name)."
-    )
-
-
-def _load_part(kind: type, folder: Path, dtype: torch.dtype):
-    """A diffusers module, refusing missing, unexpected and misshapen tensors."""
-    if not (folder / "config.json").exists():
-        raise ModelError(f"{folder} has no config.json, so this part of the model is missing.")
-    try:
-        module, info = kind.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    problems = [*(f"{k} is missing" for k in info["missing_keys"]), *(f"{k} is unknown" for k in info["unexpected_keys"])]
-    problems += [f"{m[0]} has another shape" for m in info.get("mismatched_keys", [])]
-    if problems:
-        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise ModelError(f"The weights in {folder} do not fit: {problems[0]}{more}.")
-    return module.eval()
-
-
-def _load_autoencoder(folder: Path, dtype: torch.dtype, device: torch.device) -> VideoAutoencoder:
-    config = folder / "config.json"
-    kind = json.loads(config.read_text()).get("_class_name") if config.exists() else None
-    if kind == "AutoencoderKLWan":
-        from diffusers import AutoencoderKLWan
-
-        return WanAutoencoder(_load_part(AutoencoderKLWan, folder, dtype).to(device))
-    return _load_part(TinyAutoencoder, folder, dtype).to(device)
+def _place(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)

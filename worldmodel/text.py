@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -118,8 +118,8 @@ def _no_progress_bar() -> Iterator[None]:
 class TextEncoder:
     """Prompts -> [B, text_length, text_dim]. Nothing is loaded before the first prompt that the cache does not know.
 
-    `folder` holds the weights: flat, or with `text_encoder/` and `tokenizer/` in it as in Wan's diffusers layout. For
-    'minilm' it is found in the installed package. No network is used.
+    `folder` holds the weights: flat, with `text_encoder/` and `tokenizer/` in it as in Wan's diffusers layout, or as Wan itself publishes
+    them (`worldmodel.umt5`). For 'minilm' it is found in the installed package. No network is used.
     """
 
     def __init__(
@@ -139,6 +139,13 @@ class TextEncoder:
         self._recent: dict[str, Tensor] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def of_modules(cls, config: TextConfig, tokenizer: Any, model: torch.nn.Module) -> TextEncoder:
+        """Of a tokenizer and an encoder that are loaded already."""
+        made = cls(config, device=model.device)
+        made.modules = (tokenizer, model.eval())
+        return made
+
     @property
     def text_length(self) -> int:
         return self.config.length
@@ -148,8 +155,17 @@ class TextEncoder:
         return self.config.dim
 
     @property
+    def folder(self) -> Path | None:
+        """Where the encoder's weights are, if it was told."""
+        return self._folder
+
+    @property
+    def has_weights(self) -> bool:
+        return self._folder is not None
+
+    @property
     def is_loaded(self) -> bool:
-        return "_modules" in self.__dict__
+        return "modules" in self.__dict__
 
     def encode(self, prompt: str | list[str]) -> Tensor:
         """float32 [B, text_length, text_dim] on the CPU.
@@ -187,25 +203,33 @@ class TextEncoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _run(self, text: str) -> Tensor:
-        tokenizer, model = self._modules
+        tokenizer, model = self.modules
         batch = tokenizer(text, truncation=True, max_length=self.text_length, return_tensors="pt").to(self.device)
         hidden_1ND = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return hidden_1ND[0].to("cpu", torch.float32)
 
     @cached_property
-    def _modules(self):
-        """(tokenizer, model), loaded once."""
+    def modules(self) -> tuple[Any, torch.nn.Module]:
+        """Tokenizer and encoder, loaded once."""
         folder = self._find_folder()
         from transformers import AutoTokenizer
 
-        weights, words = (folder / name if (folder / name).is_dir() else folder for name in ("text_encoder", "tokenizer"))
-        if self.config.kind == "minilm":
-            from transformers import BertModel as Model
-        else:
-            from transformers import UMT5EncoderModel as Model
-        tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
-        with _no_progress_bar():
-            model = Model.from_pretrained(weights, local_files_only=True, dtype=self.dtype)
+        weights = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+        try:
+            with _no_progress_bar():
+                if self.config.kind == "minilm":
+                    from transformers import BertModel
+
+                    words = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+                    model = BertModel.from_pretrained(weights, local_files_only=True, dtype=self.dtype)
+                else:
+                    from worldmodel.umt5 import find_tokenizer, load_umt5
+
+                    words = find_tokenizer(folder)
+                    model = load_umt5(folder, weights, self.dtype)
+            tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise TextError(f"The text encoder in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         width = model.config.hidden_size if self.config.kind == "minilm" else model.config.d_model
         if width != self.text_dim:
             raise ValueError(f"The encoder in {weights} has width {width}; the config says dim={self.text_dim}.")

@@ -90,11 +90,7 @@ class World:
         start_actions, start_poses = to_array([Action.idle()]), np.eye(4)[None]
         with torch.no_grad():
             if first_latent is None:
-                camera = encode_camera(model, [start_actions], [start_poses])
-                look(self._memory, start_poses, 1)
-                sampler = model.config.sampler.with_steps(max(START_STEPS, model.config.sampler.steps))
-                noise, generator = self._noise(-1, 1)
-                first_latent = denoise(model.transformer, noise, self.text_context(), camera, self._memory, sampler, [generator])
+                first_latent = self._first_latent()
             self._start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._memory, self._start)
@@ -405,6 +401,17 @@ class World:
         if not 1 <= len(wanted) <= n:
             raise ActionError(f"A chunk takes 1 to {n} actions, got {len(wanted)}; use stream for longer sequences.")
         return to_array([*wanted, *[wanted[-1]] * (n - len(wanted))])
+
+    def _first_latent(self) -> Tensor:
+        """A start picture [1, C, 1, h, w] from the prompt alone: the first of `start_block` latent frames that are seen from one place"""
+        model, block = self.model, self.model.config.start_block
+        frames = 1 + (block - 1) * model.autoencoder.temporal_stride
+        poses = np.repeat(np.eye(4)[None], frames, axis=0)
+        camera = encode_camera(model, [to_array([Action.idle()] * frames)], [poses])
+        look(self._memory, poses, block)
+        sampler = model.config.sampler.with_steps(max(START_STEPS, model.config.sampler.steps))
+        noise, generator = self._noise(-1, block)
+        return denoise(model.transformer, noise, self.text_context(), camera, self._memory, sampler, [generator])[:, :, :1].clone()
 
     def _noise(self, chunk: int, latents: int) -> tuple[Tensor, torch.Generator]:
         """Noise of a chunk, and where a stochastic sampler draws more: both depend on the seed and the chunk's number only, so
