@@ -321,7 +321,8 @@ class World:
             world._history.append(Past(None, actions[1 + i * frames : 1 + (i + 1) * frames], None, prompt))
         for k, i in enumerate(tensors["held"].tolist()):
             rows = slice(1 + k * chunk, 1 + (k + 1) * chunk)
-            depth = tensors["inverse_depth"][:, rows].to(model.device, copy=True) if "inverse_depth" in tensors else world._depth_of(latents[:, :, rows])
+            kept = "inverse_depth" in tensors
+            depth = tensors["inverse_depth"][:, rows].to(model.device, copy=True) if kept else world._depth_of(latents[:, :, rows])
             pose = poses[1 + k * frames : 1 + (k + 1) * frames]
             world._history[i] = replace(world._history[i], latents=latents[:, :, rows].clone(), poses=pose, inverse_depth=depth)
         world._start = replace(world._start, latents=world._start.latents.clone())  # else all of them would live as long as it
@@ -369,7 +370,8 @@ class World:
         return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(poses))
 
     def accept(
-        self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any, view: CameraView | None = None
+        self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any,
+        view: CameraView | None = None,
     ) -> Chunk:  # fmt: skip
         """The next chunk was made, with `view` unless it was given: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]."""
         chunk = Chunk(frames, poses.astype(np.float32), actions, self.index)
