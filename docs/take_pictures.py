@@ -15,14 +15,14 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 HERE = Path(__file__).parent
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
-WALK = (("KeyW", 10), ("ArrowRight", 8), ("KeyW", 8), ("ArrowLeft", 6))
+WALK = (("KeyW", 3), ("ArrowRight", 5), ("KeyW", 3), ("ArrowLeft", 7))
 AT = "worldView.timeline.at"
 
 
 def visit(browser: Browser, address: str, **device) -> Page:
     page = browser.new_context(**device).new_page()
     page.goto(address)
-    page.wait_for_function("window.worldView?.state?.frame > 0 && !worldView.state.world.loading", timeout=120_000)
+    page.wait_for_function("window.worldView?.state?.frame > 0 && !worldView.state.world.loading", timeout=300_000)
     page.focus(".wm-canvas")
     for key, chunks in WALK:
         hold(page, key, chunks)
@@ -33,15 +33,14 @@ def visit(browser: Browser, address: str, **device) -> Page:
 def hold(page: Page, key: str, chunks: int) -> None:
     until = page.evaluate(AT) + chunks
     page.keyboard.down(key)
-    page.wait_for_function(f"{AT} >= {until}", timeout=120_000)
+    page.wait_for_function(f"{AT} >= {until}", timeout=300_000)
     page.keyboard.up(key)
 
 
-def take(page: Page, name: str, width: int | None = None) -> None:
+def take(page: Page, name: str, width: int = 1100) -> None:
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    if width is not None:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(HERE / name, optimize=True)
+    picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(HERE / name, optimize=True)
     print(HERE / name, f"{(HERE / name).stat().st_size / 1024:.0f} KiB")
 
 
@@ -56,9 +55,9 @@ def main(address: str) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = visit(browser, address, viewport={"width": 1280, "height": 1010})
         take(page, "page.png")
-        page.evaluate("worldView.fork(16)")
-        page.wait_for_function("worldView.state.world.branches.length === 2 && !document.querySelector('.wm-curtain-on')", timeout=60_000)
-        hold(page, "KeyD", 8)
+        page.evaluate("worldView.fork(8)")
+        page.wait_for_function("worldView.state.world.branches.length === 2 && !document.querySelector('.wm-curtain-on')", timeout=300_000)
+        hold(page, "KeyD", 4)
         page.wait_for_timeout(2500)
         page.evaluate("worldView.settings.set('details', true)")
         slider = page.locator(".wm-scrub").bounding_box()
