@@ -206,9 +206,10 @@ class CameraView:
         rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
         where, inside, share = look_up(rays, turn, move, near.unsqueeze(3), focal, width / height)  # N K 4 HW
         grid = where.view(n * k, t * height, width, 2)
-        look = dict(mode="bilinear", padding_mode="border", align_corners=False)
-        frames = F.grid_sample(pictures, grid, **look).view(n, k, 3, t, height, width)
-        has = F.grid_sample(inverse_depth.unsqueeze(1), grid, **look).view(n, k, t, height * width)
+        finer = F.interpolate(inverse_depth.unsqueeze(1), (height, width), mode="bilinear")
+        found = F.grid_sample(torch.cat([pictures, finer], 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        found = found.view(n, k, 4, t, height, width)
+        frames, has = found[:, :, :3], found[:, :, 3].flatten(3)
         astray = (has - near / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * width)
         astray = F.avg_pool2d(astray.view(n * k, t, height, width), 5, 1, 2, count_include_pad=False).view(n, k, t, height, width)
         shows = inside.view(n, k, t, height, width) * (2 - astray / ASTRAY).clamp(0, 1)
