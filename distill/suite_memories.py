@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ class Walk:
 WALKS = {
     "turn back": Walk("left*216", "right*160", (2, 5, 10, 20)),  # up to where the start picture begins
     "walk back": Walk("w*80", "s*80", (2, 5, 10), every=4),
-    "40 s later": Walk("left*160 right*104 " + "up*8 down*8 " * 27, "left*104", (40,)),
+    "40 s later": Walk("left*160 right*104 " + "up*8 down*8 " * 27, "left*104", (40,), every=4),
     "on its own": Walk("", "left*136 right*80", (2, 5, 10), every=4),
 }
 
@@ -138,10 +139,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+@lru_cache(maxsize=1)
+def _clip(walk: str, seed: int, size: tuple[int, int]) -> Clip:
+    """Of one walk; the next memory walks the same"""
+    return WALKS[walk].clip(seed, size)
+
+
 def _one_walk(task: dict, model: WorldModel | None = None) -> dict:
     """The record of one memory on one walk in one world; without a model, the process' own."""
     model, walk = model or _worker["model"], WALKS[task["walk"]]
-    clip = walk.clip(task["seed"], model.size)
+    clip = _clip(task["walk"], task["seed"], model.size)
     video, world = play(model, task["memory"], walk, clip)
     found = revisits(video, clip)
     record = {k: task[k] for k in ("key", "memory", "walk", "seed")}

@@ -64,6 +64,7 @@ class Visit:
 
     def __init__(self, browser, address: str) -> None:
         self.page = browser.new_page()
+        self.page.set_default_timeout(90_000)  # the machine may be busy
         self.complaints: list[str] = []
         self.hosts: set[str] = set()
         self.sent: list[dict] = []
@@ -76,7 +77,7 @@ class Visit:
     def state(self, path: str):
         return self.page.evaluate(f"window.worldView?.state.{path}")
 
-    def wait(self, condition: str, timeout: float = 30.0) -> None:
+    def wait(self, condition: str, timeout: float = 90.0) -> None:
         self.page.wait_for_function(condition, timeout=timeout * 1000, polling=30)
 
     def ready(self):
@@ -90,7 +91,7 @@ class Visit:
 
     def frames(self, count: int) -> None:
         """Wait until so many more frames were painted."""
-        self.wait(f"window.worldView.state.frame >= {self.state('frame') + count}", timeout=20 + count)
+        self.wait(f"window.worldView.state.frame >= {self.state('frame') + count}", timeout=60 + 2 * count)
 
     def picture(self) -> np.ndarray:
         data = self.page.evaluate("document.querySelector('.wm-canvas').toDataURL()").partition(",")[2]

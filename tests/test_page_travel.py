@@ -29,7 +29,7 @@ def walk(visit, chunks, key="KeyW"):
 
 def scrub_to(visit, at):
     visit.page.focus(".wm-scrub")
-    visit.page.evaluate(f"(() => {{ const s = document.querySelector('.wm-scrub'); s.value = {at}; s.dispatchEvent(new Event('input')); }})()")
+    visit.page.evaluate("(at) => { const s = document.querySelector('.wm-scrub'); s.value = at; s.dispatchEvent(new Event('input')); }", at)
 
 
 def test_the_strip_goes_back_and_branches(visit):
@@ -160,7 +160,7 @@ def test_the_keyboard_alone_reaches_everything(visit):
             return (e.getAttribute('aria-label') ?? e.labels?.[0]?.innerText ?? e.innerText ?? '').trim(); })()"""))
     assert all(names), names
     found = " | ".join(names)
-    for wanted in ("World view", "Pause", "Timeline", "Save this world", "Open a saved", "Settings", "Rise", "Roll left", "Prompt", "Your picture"):
+    for wanted in ("World view", "Pause", "Timeline", "Save this", "Open a", "Settings", "Rise", "Roll left", "Prompt", "Your picture"):
         assert wanted in found, f"{wanted} is not reached: {found}"
     visit.page.focus(".wm-canvas")
     visit.page.keyboard.press("Space")
@@ -178,10 +178,11 @@ def test_the_keyboard_alone_reaches_everything(visit):
 
 
 @contextmanager
-def another_visit(browser, visit, address, **device):
+def another_visit(browser, visit, address, script="", **device):
     """A page on another device, while the one visit makes room."""
     visit.page.evaluate("worldView.connection.close()")
     context = browser.browser.new_context(**device)
+    context.add_init_script(script)
     other = Visit(context, address)
     try:
         yield other.ready()
@@ -212,9 +213,15 @@ def test_a_phone_has_sticks_and_everything_fits(visit, browser, address):
         assert small == 0, "buttons are big enough for thumbs"
 
 
-@pytest.mark.parametrize("path", ["wm-static/index.html"])
-def test_a_page_without_gradio_plays_too(visit, browser, address, path):
-    with another_visit(browser, visit, address + path, reduced_motion="reduce") as other:
+NO_WEBSOCKETS = """window.WebSocket = Object.assign(class { constructor() { setTimeout(() => this.onclose({code: 1006})); } },
+    {CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3})"""
+
+
+@pytest.mark.parametrize("script", ["", NO_WEBSOCKETS], ids=["websocket", "http"])
+def test_a_page_without_gradio_plays_too(visit, browser, address, script):
+    """Over plain HTTP too, as behind a proxy that refuses WebSockets."""
+    with another_visit(browser, visit, address + "wm-static/index.html", script, reduced_motion="reduce") as other:
+        assert other.page.evaluate("Boolean(worldView.connection.overHttp)") == bool(script)
         assert not other.page.evaluate("'gradio_config' in window")
         other.page.focus(".wm-canvas")
         other.page.keyboard.down("KeyW")

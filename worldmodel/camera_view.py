@@ -1,9 +1,9 @@
 """Remembered pictures, seen from where the camera goes next. Not RELIC's; off unless a config gives a focal length.
 
 Most of the next picture was seen before from another place, and all poses are known exactly. So a small model need not learn
-how a turn moves pixels: the last picture and a few remembered ones are warped to the poses of the next frames, put together and
-shown to the transformer; at the end the warp is repeated with the depth that the transformer found, and takes the place of what it
-made itself wherever a remembered picture reaches. A turn needs no depth and is exact from the first training step.
+how a turn moves pixels: the last picture and a few remembered ones are put together as they look from the poses of the next frames, and
+shown to the transformer; in the end they take the place of what it made itself, wherever one of them shows what is there. How far away
+things are is told by the autoencoder's depth (`worldmodel.depth`), once for each picture. A turn needs no depth and is exact.
 
 Which pictures: first the last one, then those that add most to what can be seen from the new pose (`choose_pictures`). A picture
 made long after the start has been looked up many times over, and one taken from far away shows other sides of things, so both count
@@ -34,7 +34,7 @@ FAR_AWAY = 128.0
 SHARPER = 8.0
 """Power of the quality by which pictures are weighed where several reach."""
 ASTRAY = 2.0
-"""Pixels by which a look-up may go astray for what the picture has there being elsewhere; beyond, it shows something else."""
+"""Pixels by which a look-up may go astray for what the picture has there being elsewhere; at twice that it shows something else."""
 
 
 def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +177,7 @@ class CameraView:
     Attributes:
         frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
         known: [N, 4, H, W], with what quality; 0 where no picture shows it.
+        trust: [N, 4, H, W] in 0..1, how far the frames are to be taken for the truth, however old the pictures.
         latents: [N, C, h, w] of `frames`.
         inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
@@ -205,16 +206,18 @@ class CameraView:
         rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
         where, inside, share = look_up(rays, turn, move, near.unsqueeze(3), focal, width / height)  # N K 4 HW
         grid = where.view(n * k, t * height, width, 2)
-        look = dict(mode="bilinear", padding_mode="border", align_corners=False)
-        frames = F.grid_sample(pictures, grid, **look).view(n, k, 3, t, height, width)
-        has = F.grid_sample(inverse_depth.unsqueeze(1), grid, **look).view(n, k, t, height * width)
+        finer = F.interpolate(inverse_depth.unsqueeze(1), (height, width), mode="bilinear")
+        found = F.grid_sample(torch.cat([pictures, finer], 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        found = found.view(n, k, 4, t, height, width)
+        frames, has = found[:, :, :3], found[:, :, 3].flatten(3)
         astray = (has - near / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * width)
-        shows = (inside & (astray < ASTRAY)).view(n, k, t, height, width)
+        astray = F.avg_pool2d(astray.view(n * k, t, height, width), 5, 1, 2, count_include_pad=False).view(n, k, t, height, width)
+        shows = inside.view(n, k, t, height, width) * (2 - astray / ASTRAY).clamp(0, 1)
         known = shows * quality[:, :, None, None, None]
-        weight = known**SHARPER
+        weight = shows * quality[:, :, None, None, None] ** SHARPER
         weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
         self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
-        self.known = known.amax(1)
+        self.known, self.trust = known.amax(1), shows.amax(1)
         self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
 
     def depth_of(self, latents: Tensor) -> Tensor:
@@ -226,7 +229,7 @@ class CameraView:
     def together(cls, views: Sequence[CameraView]) -> CameraView:
         """The views of several sequences as one, in their order."""
         joined = copy.copy(views[0])
-        for name in ("frames", "known", "latents", "inverse_depth", "measured"):
+        for name in ("frames", "known", "trust", "latents", "inverse_depth", "measured"):
             setattr(joined, name, torch.cat([getattr(view, name) for view in views]))
         return joined
 
@@ -344,5 +347,5 @@ class ViewBlend(nn.Module):
         """
         grid = tuple(n // p for n, p in zip(view.latents.shape[-2:], self.patch, strict=True))
         change = view.frames - view.autoencoder.linear_frames(self._latents(out, grid).to(view.frames))
-        change = self._patches(view.autoencoder.encode_change(change * (view.known > 0).unsqueeze(1)))
+        change = self._patches(view.autoencoder.encode_change(change * view.trust.unsqueeze(1)))
         return out + torch.sigmoid(self.gate(hidden)) * change.to(out)

@@ -143,11 +143,11 @@ class WorldModel:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.device
+        return self.transformer.patch_embedding.weight.device  # diffusers' own property asks every module, at every chunk
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
+        return self.transformer.patch_embedding.weight.dtype
 
     # -- loading and saving ------------------------------------------------------------------------------------------------
     @classmethod

@@ -1,5 +1,7 @@
 // The socket: says hello, keeps the resume token, hands out messages and frames, and comes back after a drop.
 
+import { HttpSocket } from "./http-socket.js";
+
 const PROTOCOL = 1;
 const SUBPROTOCOL = "wm.v1";
 const FIRST_DELAY_MS = 250;
@@ -22,6 +24,7 @@ export class Connection {
     this.ticket = ticket;
     this.attempt = 0;
     this.closed = false;
+    this.overHttp = false;
     this.key = `worldmodel.resume ${url}`;
     this.wake = () => {
       if (this.timer && !document.hidden && this.mayHurry) this.connect();
@@ -40,9 +43,11 @@ export class Connection {
     this.closed = false;
     this.error = null;
     this.handlers.onState("connecting", {});
-    const socket = (this.socket = new WebSocket(this.url, [SUBPROTOCOL]));
+    const socket = (this.socket = this.overHttp ? new HttpSocket(`${this.url.replace(/^ws/, "http")}/http`) : new WebSocket(this.url, [SUBPROTOCOL]));
     socket.binaryType = "arraybuffer";
+    this.opened = false;
     socket.onopen = async () => {
+      this.opened = !this.overHttp;
       const ticket = await this.ticket().catch(() => null);
       if (socket === this.socket) this.send({ type: "hello", proto: PROTOCOL, ticket, resume: recall(this.key) });
     };
@@ -52,6 +57,7 @@ export class Connection {
       const message = JSON.parse(event.data);
       if (message.type === "ready") {
         this.attempt = 0;
+        this.opened = true;
         remember(this.key, message.resume);
         this.handlers.onState("open", {});
       } else if (message.type === "error") {
@@ -67,6 +73,7 @@ export class Connection {
   dropped(code) {
     this.socket = null;
     if (this.closed) return;
+    if (!this.opened && !this.error) this.overHttp = !this.overHttp; // something on the way may refuse one of the two
     const message = this.error?.message ?? "";
     if (code in FINAL) {
       if (code !== 4409) remember(this.key, null);

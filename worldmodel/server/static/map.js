@@ -99,7 +99,7 @@ export class PathMap {
     context.beginPath();
     context.moveTo(8, 0);
     context.lineTo(-5, 5);
-    context.lineTo(-2.500, 0);
+    context.lineTo(-2.5, 0);
     context.lineTo(-5, -5);
     context.closePath();
     context.fillStyle = "#fff";
