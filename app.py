@@ -21,6 +21,7 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
 from worldmodel.configs import MEMORY_NAMES  # noqa: E402
+from worldmodel.runtime import RuntimeConfig, RuntimeSwitchError, add_arguments, from_arguments  # noqa: E402
 from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
 from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
 from worldmodel.server.run import AnnouncingServer, listen, run  # noqa: E402
@@ -158,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may open a stream")
     parser.add_argument("--worlds", type=int, default=1, metavar="N", help="visitors who walk at once (default: %(default)s)")
     parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
+    add_arguments(parser)
     args = parser.parse_args(argv)
     if args.worlds < 1:
         parser.error("--worlds is 1 or more.")
@@ -167,9 +169,11 @@ def main(argv: list[str] | None = None) -> int:
         with listen(args.host, args.port) as listener:
             try:
                 model = load_model(args.model)
+                if (runtime := from_arguments(args)) != RuntimeConfig():
+                    model.use_runtime(runtime)
                 if args.memory is not None:
                     model = model.with_memory(model.config.memory.named(args.memory))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeSwitchError) as error:
                 raise SystemExit(str(error)) from None
             app = build_app(model, server_settings(args))
             server = AnnouncingServer(uvicorn.Config(app, log_level="warning", **UVICORN_OPTIONS))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from worldmodel.runtime import fast_bfloat16
+
 
 def autocast(device: torch.device | str) -> torch.autocast:
     """On CUDA, and on CPUs with AMX; elsewhere a context that changes nothing."""
-    kind = torch.device(device).type
-    fast = kind == "cuda" or (kind == "cpu" and torch.cpu._is_amx_tile_supported())
-    return torch.autocast(kind, torch.bfloat16, enabled=fast)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_bfloat16(torch.device(device)))

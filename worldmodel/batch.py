@@ -10,7 +10,8 @@ Nothing of a world has changed when `generate_together` fails, so it can be trie
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,8 +58,13 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
         [p.generator for p in plans], view,
     )  # fmt: skip
     clock.append(time.perf_counter())
-    decoded = decode_together(model, latents, [world.decoder_state for world in worlds])
-    frames = [model.to_frames(video) for video, _ in decoded]
+    with decode_stream(model) as stream:
+        decoded = decode_together(model, latents, [world.decoder_state for world in worlds])
+    if model.runtime.overlap:
+        pasts = [Past(latents[i : i + 1], p.actions, p.poses, world.prompt) for i, (world, p) in enumerate(zip(worlds, plans, strict=True))]
+        write_together(model, [world.memory for world in worlds], pasts, [p.text for p in plans])
+    with stream:
+        frames = [model.to_frames(video) for video, _ in decoded]
     chunks = []
     for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
         chunks.append(world.accept(latents[i : i + 1].clone(), plan.actions, plan.poses, frames[i], decoded[i][1], plan.view))
@@ -93,6 +99,18 @@ def write_together(model: WorldModel, memories: Sequence[CompressedMemory], past
         memory=together(memories),
         write=True,
     )
+
+
+@contextmanager
+def decode_stream(model: WorldModel) -> Iterator[Any]:
+    """Where frames are decoded: on a CUDA stream of their own if `RuntimeConfig.overlap` says so. Gives a context to fetch them in."""
+    if not (model.runtime.overlap and model.device.type == "cuda"):
+        yield nullcontext()
+        return
+    stream = torch.cuda.Stream(model.device)
+    stream.wait_stream(torch.cuda.current_stream(model.device))
+    with torch.cuda.stream(stream):
+        yield torch.cuda.stream(stream)
 
 
 def decode_together(model: WorldModel, latents: Tensor, states: Sequence[Any]) -> list[tuple[Tensor, Any]]:

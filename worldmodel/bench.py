@@ -89,15 +89,22 @@ def measure(model: WorldModel, seconds: float, chunks: int = 24, warmup: int = 4
             t = chunk.timings
             rows.append((t["prepare"] + t["denoise"], done - encoded, t["decode"], encoded - made, done - started, encoded - started))
     denoise, memory, decode, encode, total, visible = (list(column) for column in zip(*rows, strict=True))
-    # A key falls anywhere in the playing of a chunk; it is read when the next chunk starts, and seen when that is encoded.
-    play = model.chunk_frames / model.fps
-    wait = np.random.default_rng(1).uniform(0, max(play, statistics.median(total)), 10_000)
-    visible_p95 = float(np.percentile(wait + np.resize(visible, 10_000), 95))
     ms = [1000 * statistics.median(x) for x in (memory, encode, total)]
     return Row(
         seconds, statistics.median(denoise), ms[0], statistics.median(decode), ms[1], ms[2], 1000 * float(np.percentile(total, 95)),
-        model.chunk_frames / statistics.median(total), 1000 * visible_p95, world.memory_tokens, world.memory_bytes / 2**20,
+        model.chunk_frames / statistics.median(total), 1000 * key_to_frame(model, statistics.median(total), visible),
+        world.memory_tokens, world.memory_bytes / 2**20,
     )  # fmt: skip
+
+
+def key_to_frame(model: WorldModel, total: float, visible: Sequence[float]) -> float:
+    """95th percentile of the seconds from a key to its first frame, of chunks that take `total` seconds and are `visible` so soon.
+
+    A key falls anywhere in the playing of a chunk; it is read when the next chunk starts, and seen when that is encoded.
+    """
+    play = model.chunk_frames / model.fps
+    wait = np.random.default_rng(1).uniform(0, max(play, total), 10_000)
+    return float(np.percentile(wait + np.resize(visible, 10_000), 95))
 
 
 @dataclass(frozen=True)

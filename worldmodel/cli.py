@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldmodel.configs import MEMORY_NAMES
+from worldmodel.runtime import RuntimeConfig, add_arguments, from_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +39,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", choices=MEMORY_NAMES, help="what becomes of what leaves the window (default: the model's own memory)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA when there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    add_arguments(parser)
 
 
 def _load(args: argparse.Namespace):
@@ -47,7 +49,7 @@ def _load(args: argparse.Namespace):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = WorldModel.from_pretrained(args.model, device=args.device)
+    model = WorldModel.from_pretrained(args.model, device=args.device, runtime=from_arguments(args))
     if args.memory is not None:
         model = model.with_memory(model.config.memory.named(args.memory))
     return model if args.steps is None else model.with_steps(args.steps)
@@ -61,6 +63,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worlds", type=int, metavar="N", help="visitors who walk at once (default: 1)")
     parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes behind one address, by Ray Serve (extra [ray])")
+    add_arguments(parser)
     parser.set_defaults(run=_serve)
 
 
@@ -77,6 +80,8 @@ def _serve(args: argparse.Namespace) -> int:
     model = {} if args.model is None else {"name": args.model}
     config = replace(config, listen=replace(config.listen, **given), server=replace(config.server, **server))
     config = replace(config, model=replace(config.model, **model))
+    if (runtime := from_arguments(args)) != RuntimeConfig():
+        config = replace(config, runtime=runtime)
     if args.replicas < 1:
         raise ValueError("--replicas is 1 or more.")
     if args.replicas == 1:
@@ -151,7 +156,11 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("--history", type=float, nargs="*", default=[0.0, 20.0, 300.0], help="seconds of history to measure at")
+    parser.add_argument("--history", type=float, nargs="*", help="seconds of history to measure at (default: 0 20 300; of Wan 0 5 20 300)")
+    parser.add_argument("--config", choices=("wan-1.3b", "wan-14b"), help="measure a model of this shape instead of --model")
+    parser.add_argument("--random-weights", action="store_true", help="with --config: drawn here, for they cost what trained ones cost")
+    parser.add_argument("--scale", type=float, default=1.0, help="with --config: width, depth and both sides of the picture by so much")
+    parser.add_argument("--side-by-side", action="store_true", help="with --config: this engine against a plain loop, at 5, 20 and 60 s")
     parser.add_argument("--chunks", type=int, default=24, help="chunks measured per row")
     parser.add_argument("--worlds", type=int, nargs="+", help="measure so many worlds stepped together instead, against in turn: 1 2 4 8")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -165,6 +174,11 @@ def _bench(args: argparse.Namespace) -> int:
 
     if args.worlds and min(args.worlds) < 1:
         raise ValueError("--worlds are numbers of 1 or more.")
+    if args.config:
+        return _bench_wan(args)
+    if args.random_weights or args.side_by_side or args.scale != 1:
+        raise ValueError("--random-weights, --side-by-side and --scale go with --config.")
+    args.history = args.history or [0.0, 20.0, 300.0]
     model = _load(args)
 
     def progress(text: str) -> None:
@@ -183,6 +197,36 @@ def _bench(args: argparse.Namespace) -> int:
     print(text)
     if args.json:
         args.json.write_text(json.dumps(report(model, rows), indent=1) + "\n")
+    return 0
+
+
+def _bench_wan(args: argparse.Namespace) -> int:
+    import torch
+
+    from worldmodel import bench_wan
+
+    if not args.random_weights:
+        raise ValueError("--config measures a shape without weights: add --random-weights; for weights on disk use --model.")
+    if args.worlds:
+        raise ValueError("--worlds goes with --model.")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = bench_wan.random_model(args.config, args.scale, args.device, from_arguments(args), args.memory)
+    if args.steps:
+        model = model.with_steps(args.steps)
+    print(bench_wan.describe(model))
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    if args.side_by_side:
+        results = bench_wan.side_by_side(model, args.history or [5.0, 20.0, 60.0], args.chunks, progress)
+        print(bench_wan.side_by_side_table(results))
+    else:
+        results = [bench_wan.measure(model, s, args.chunks, progress) for s in args.history or [0.0, 5.0, 20.0, 300.0]]
+        print(bench_wan.table(results))
+    if args.json:
+        args.json.write_text(json.dumps(bench_wan.report(model, results), indent=1) + "\n")
     return 0
 
 

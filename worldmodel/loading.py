@@ -93,8 +93,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 # -- a folder of our own -------------------------------------------------------------------------------------------------
 def load_parts(
-    folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, text_device: str | torch.device, check: bool
-) -> tuple[CausalWorldTransformer, VideoAutoencoder, TextEncoder]:
+    folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, text_device: str | torch.device, check: bool,
+    transformer_device: torch.device | str,
+) -> tuple[CausalWorldTransformer, VideoAutoencoder, TextEncoder]:  # fmt: skip
     """Transformer, autoencoder and text encoder of a folder with `world_model.json` (`worldmodel.model` has the layout)."""
     vae = next((folder / name for name in ("autoencoder", "vae") if (folder / name).is_dir()), folder / "autoencoder")
     tiny = folder / "tiny_decoder"
@@ -108,7 +109,7 @@ def load_parts(
             _text_bytes(text, device), config.text.length,
         )  # fmt: skip
         fitting.check(wish, device, config.name, _options(wish, bool(wish.text) and device.type != "cpu"))
-    transformer = load_part(CausalWorldTransformer, folder / "transformer", dtype).to(device)
+    transformer = load_part(CausalWorldTransformer, folder / "transformer", dtype).to(transformer_device)
     autoencoder = _load_autoencoder(vae, dtype, device)
     if tiny.is_dir():
         decoder = load_part(TinyWanDecoder, tiny, dtype).to(device)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worldmodel.camera_view import pixel_rays, shown
 from worldmodel.configs import AGE_FACTORS, MemoryConfig
-from worldmodel.memory import CompressedMemory, _Entry
+from worldmodel.memory import CompressedMemory, _Entry, in_range
 
 USUAL_FOCAL = 0.5 / math.tan(math.radians(35))
 """Focal length over width where a model names none: that of the training worlds, 70 degrees across."""
@@ -185,7 +185,7 @@ class RetrievalMemory(_PosedMemory):
     def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
         n = self.tokens_per_latent
         self._keep_poses(keys[0].shape[1] // n)
-        new = (torch.stack(x).transpose(2, 3).to("cpu", self.keys.dtype).split(n, dim=3) for x in (keys, values))
+        new = (in_range(torch.stack(x).transpose(2, 3), self.keys.dtype).to("cpu", self.keys.dtype).split(n, dim=3) for x in (keys, values))
         self._aside += [(k.clone(), v.clone()) for k, v in zip(*new, strict=True)]
         self.count = len(self._aside)
         self._next = None

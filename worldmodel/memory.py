@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -147,6 +148,11 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     torch.add(a, b, out=out2)
 
 
+def in_range(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x, limited to what `dtype` can hold if that is float8: beyond it a cast may give NaN"""
+    return x.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max) if dtype.itemsize == 1 else x
+
+
 @dataclass
 class _Entry:
     """One latent frame in the memory: where its tokens lie and when it was."""
@@ -174,7 +180,9 @@ class CompressedMemory:
         shape = (layers, batch, heads, self.capacity, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)  # after QK-norm, before RoPE
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self._rotated = torch.zeros(shape, device=device, dtype=dtype)
+        self.narrow = dtype.itemsize == 1  # kept in float8: keys are turned when they are looked at
+        self._rotated = None if self.narrow else torch.zeros(shape, device=device, dtype=dtype)
+        self._turn: tuple[Tensor, Tensor] | None = None
         self._entries: list[_Entry] = []
         self._rotated_for: tuple | None = None
         self.count = 0
@@ -193,7 +201,8 @@ class CompressedMemory:
     @property
     def num_bytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(x.numel() * x.element_size() for x in (self.keys, self.values, self._rotated))
+        buffers = (self.keys, self.values, self._rotated)
+        return sum(x.numel() * x.element_size() for x in buffers if x is not None)
 
     @property
     def time_offset(self) -> int:
@@ -228,8 +237,8 @@ class CompressedMemory:
         latents = keys[0].shape[1] // n
         at = self.num_tokens
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-            self.keys[layer, :, :, at : at + latents * n] = k.transpose(1, 2)
-            self.values[layer, :, :, at : at + latents * n] = v.transpose(1, 2)
+            self.keys[layer, :, :, at : at + latents * n] = in_range(k.transpose(1, 2), self.keys.dtype)
+            self.values[layer, :, :, at : at + latents * n] = in_range(v.transpose(1, 2), self.keys.dtype)
         self._entries += [_Entry(self.count + i, 1, n) for i in range(latents)]
         self.count += latents
         self._compress()
@@ -272,6 +281,7 @@ class CompressedMemory:
                 grid = tuple(-(-n // entry.factor) for n in self.grid)
                 for buffer in (self.keys, self.values):
                     cells = buffer[:, :, :, source:read].flatten(0, 2).unflatten(1, (1, *grid))
+                    cells = cells.float() if self.narrow else cells
                     pooled = pool_cells(cells, further).flatten(1, 2).unflatten(0, buffer.shape[:3])
                     buffer[:, :, :, write : write + tokens] = pooled
             kept.append(_Entry(entry.index, factor, tokens))
@@ -301,19 +311,23 @@ class CompressedMemory:
         return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.float64)
 
     @torch.no_grad()
-    def context(self, rope: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, int]:
-        """Rotated keys and values [layers, B, heads, capacity, head_dim] and how many tokens of them are filled.
+    def context(self, rope: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """What a block looks at, as arguments of `transformer.Visibility`: `keys` and `values` [layers, B, heads, capacity, head_dim] of
+        which `filled` tokens count, and with a narrow memory `turn`, by which the keys have still to be turned; else they are turned.
 
         `rope(positions [N, 3])` gives cos and sin [N, head_dim / 2]. The work is done once per chunk.
         """
         state = (self.count, self.time_offset)
         n = self.num_tokens
-        if self._rotated_for != state and n:
+        if self._rotated_for != state and (n or self.narrow):
             cos, sin = (x.to(self.keys.device) for x in rope(self.positions()))
-            for keys, rotated in zip(self.keys, self._rotated, strict=True):
-                rotate_into(rotated[:, :, :n], keys[:, :, :n], cos, sin)
+            if self.narrow:
+                self._turn = cos, sin
+            else:
+                for keys, rotated in zip(self.keys, self._rotated, strict=True):
+                    rotate_into(rotated[:, :, :n], keys[:, :, :n], cos, sin)
         self._rotated_for = state
-        return self._rotated, self.values, n
+        return {"keys": self.keys if self.narrow else self._rotated, "values": self.values, "filled": n, "turn": self._turn}
 
     # -- state -------------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Tensor]:

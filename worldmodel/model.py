@@ -32,6 +32,7 @@ from worldmodel.batch import finalize_together, generate_together
 from worldmodel.chunk import Chunk
 from worldmodel.images import load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
+from worldmodel.runtime import RuntimeConfig, apply_runtime
 from worldmodel.sampling import SamplerConfig
 from worldmodel.text import TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
@@ -107,6 +108,7 @@ class WorldModel:
         text: TextEncoder,
         config: ModelConfig,
         gallery: Path | None = None,
+        runtime: RuntimeConfig | None = None,
     ) -> None:
         height, width = config.size
         stride = autoencoder.spatial_stride * transformer.config.patch_size[1]
@@ -114,6 +116,7 @@ class WorldModel:
             raise ModelError(f"The size {height}x{width} is not a multiple of {stride} (autoencoder stride x patch).")
         self.transformer, self.autoencoder, self.text, self.config = transformer.eval(), autoencoder, text, config
         self._gallery_folder = gallery
+        self.runtime = runtime or RuntimeConfig()  # as `apply_runtime` has made the transformer
 
     # -- geometry ----------------------------------------------------------------------------------------------------------
     @property
@@ -143,6 +146,8 @@ class WorldModel:
 
     @property
     def device(self) -> torch.device:
+        if self.runtime.offload != "off":
+            return self.transformer.device  # where layers run, not where they wait
         return self.transformer.patch_embedding.weight.device  # diffusers' own property asks every module, at every chunk
 
     @property
@@ -159,6 +164,7 @@ class WorldModel:
         dtype: torch.dtype | None = None,
         text_device: str | torch.device = "cpu",
         check: bool = True,
+        runtime: RuntimeConfig | None = None,
         **overrides: Any,
     ) -> WorldModel:
         """Load packaged weights by name, or a folder, or a hub id.
@@ -167,11 +173,13 @@ class WorldModel:
             device: default: CUDA when there is one, else the CPU.
             dtype: default: bfloat16 on CUDA, float32 elsewhere.
             text_device: where prompts are encoded.
-            check: refuse what does not fit onto the device before loading it.
+            check: refuse what does not fit onto the device before loading it; not asked for offloaded layers.
+            runtime: switches of how it runs, see `RuntimeConfig`.
             overrides: fields of `ModelConfig` to replace, for example ``sampler=SamplerConfig(steps=2)``.
 
         Raises:
             ModelError: no such model, or one with missing or misshapen parts. TooLargeError: it does not fit; says what would.
+            RuntimeSwitchError: a switch that cannot be used here.
         """
         from worldmodel.loading import find_model, load_parts
 
@@ -181,9 +189,12 @@ class WorldModel:
             config = ModelConfig.from_dict(json.loads((folder / CONFIG_NAME).read_text()) | overrides)
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / CONFIG_NAME} is not a readable model description: {error}") from error
-        parts = load_parts(folder, config, device, dtype, text_device, check)
+        runtime = runtime or RuntimeConfig()
+        check = check and runtime.offload == "off"
+        parts = load_parts(folder, config, device, dtype, text_device, check, runtime.weights_device(device))
+        apply_runtime(parts[0], runtime, device)
         gallery = folder / "gallery"
-        return cls(*parts, config, gallery if gallery.exists() else None)
+        return cls(*parts, config, gallery if gallery.exists() else None, runtime)
 
     @classmethod
     def from_wan(
@@ -198,6 +209,7 @@ class WorldModel:
         dtype: torch.dtype | None = None,
         text_device: str | torch.device = "cpu",
         check: bool = True,
+        runtime: RuntimeConfig | None = None,
         transformer: dict[str, Any] | None = None,
         **overrides: Any,
     ) -> WorldModel:
@@ -212,7 +224,7 @@ class WorldModel:
             loras: merged into the weights, in this order; a path, or a `Lora` with its strength.
             tiny_decoder: a file of TAEHV's layout, `taew2_1`, that decodes instead of Wan's autoencoder.
             prompts: a `PromptCache`'s file, instead of a text encoder.
-            device, dtype, text_device, check: as `from_pretrained`.
+            device, dtype, text_device, check, runtime: as `from_pretrained`; offloaded layers have to fit while they are loaded.
             transformer: arguments of `CausalWorldTransformer` that shapes do not tell, such as ``dict(camera_dim=128)``.
             overrides: fields of `ModelConfig`; by default 480x832, chunks of 3 latent frames, 4 steps, and a memory of the last 21.
 
@@ -223,7 +235,7 @@ class WorldModel:
 
         device, dtype = _place(device, dtype)
         made = load_wan(checkpoint, parts, loras, tiny_decoder, prompts, device, dtype, text_device, check, transformer or {}, overrides)
-        return cls(*made)
+        return cls(*made).use_runtime(runtime or RuntimeConfig())
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16, max_shard_size: str = "14MB") -> None:
         """Write the model as a folder that `from_pretrained` loads; weights in shards of safetensors, of `dtype` (None: as they are)."""
@@ -251,6 +263,7 @@ class WorldModel:
         digest = hashlib.sha256()
         for name, value in self.transformer.state_dict().items():
             digest.update(name.encode())
+            value = value if type(value) is Tensor else value.dequantize()  # torchao's (`RuntimeConfig.linears`)
             digest.update(value.detach().float().cpu().contiguous().view(torch.uint8).numpy().data)
         return f"{self.config.name}-{digest.hexdigest()[:12]}"
 
@@ -288,7 +301,9 @@ class WorldModel:
 
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""
-        return WorldModel(self.transformer, self.autoencoder, self.text, replace(self.config, **changes), self._gallery_folder)
+        return WorldModel(
+            self.transformer, self.autoencoder, self.text, replace(self.config, **changes), self._gallery_folder, self.runtime
+        )
 
     def with_steps(self, steps: int) -> WorldModel:
         """The same weights with another number of denoising steps."""
@@ -309,6 +324,12 @@ class WorldModel:
     def check_prompt(self, prompt: str) -> None:
         if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
             raise ModelError(f"A prompt is a text of at most {MAX_PROMPT} characters.")
+
+    def use_runtime(self, runtime: RuntimeConfig) -> WorldModel:
+        """Run as `runtime` says from now on, and so do models made by `with_config`: once, before the first world; returns itself."""
+        apply_runtime(self.transformer, runtime, self.device)
+        self.runtime = runtime
+        return self
 
     # -- parts put to use --------------------------------------------------------------------------------------------------
     def new_memory(self) -> CompressedMemory:

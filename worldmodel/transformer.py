@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from diffusers import CacheMixin, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ from worldmodel.camera import POSE_CODE_DIM
 from worldmodel.camera_view import CameraView, ViewBlend
 from worldmodel.memories import new_memory
 from worldmodel.memory import CompressedMemory, MemoryConfig, MemoryTeam, TrainingLayout, token_positions
+
+if TYPE_CHECKING:
+    from worldmodel.head_parallel import HeadRanks
 
 
 def fold_frames(x: Tensor, stride: int = 4) -> Tensor:
@@ -115,6 +119,7 @@ class Visibility:
     keys: Tensor | None = None  # [layers, B, heads, capacity, head_dim]
     values: Tensor | None = None
     filled: int = 0
+    turn: tuple[Tensor, Tensor] | None = None  # cos, sin [filled, head_dim/2] by which keys that are kept narrow have still to be turned
     each: tuple[Visibility, ...] = ()
 
 
@@ -131,12 +136,18 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
+        self.backend: AttentionBackendName | None = None  # the dispatcher's own choice (`runtime`)
         self.to_q = nn.Linear(dim, dim)
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
         self.norm_q = RMSNorm(dim, eps=eps)
         self.norm_k = RMSNorm(dim, eps=eps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products; the residual stream may be finer."""
+        return self.to_q.weight.dtype
 
     def key_value(self, x: Tensor, pose: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values [B, L, heads, head_dim] of x [B, L, D]"""
@@ -146,7 +157,8 @@ class Attention(nn.Module):
         return self.norm_q(self.to_q(x) + pose).unflatten(2, (self.heads, -1))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.project(dispatch_attention_fn(query, key, value, attn_mask=mask).type_as(query))
+        """Values [B, L, heads, head_dim] mixed by attention"""
+        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self.backend).type_as(query)
 
     def project(self, mixed: Tensor) -> Tensor:
         """[B, L, heads, head_dim] -> [B, L, D]"""
@@ -167,6 +179,7 @@ class WorldTransformerBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.action_proj = nn.Linear(camera_dim, dim)
         self.pose_proj = nn.Linear(camera_dim, 2 * dim)
+        self.ranks: HeadRanks | None = None  # processes that share the heads of self-attention (`head_parallel`)
         for layer in (self.action_proj, self.pose_proj):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -176,41 +189,55 @@ class WorldTransformerBlock(nn.Module):
         action: Tensor, pose: Tensor, layer: int, seen: Visibility,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """x [B, L, D], modulation [B, 1 or T, 6, D], action and pose [B, T, camera_dim] -> x, and keys and values to remember"""
-        frames = pose.shape[1]
-        # each [B, 1 or T, 1, D], broadcast over the tokens of a latent frame
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = (self.scale_shift_table.unsqueeze(0) + modulation.float()).chunk(6, dim=2)
+        query, key, value = self.before(x, modulation, pose)
+        if self.ranks is not None:
+            query, key, value = self.ranks.by_heads(query, key, value, frames=pose.shape[1])
+        mixed = self._attend(rotate(query, *rope), rotate(key, *rope), key, value, layer, seen)
+        if self.ranks is not None:
+            mixed = self.ranks.by_tokens(mixed, frames=pose.shape[1])
+        return self.after(x, mixed, text, modulation, action), key, value
+
+    def before(self, x: Tensor, modulation: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both before RoPE) and values [B, L, heads, head_dim] of self-attention; the pose enters the first two only"""
+        shift, scale = self._modulation(modulation)[:, :, :2].split(1, dim=2)
+        h = self._modulated(self.norm1(x.float()), shift, scale, pose.shape[1])
+        pose = self.pose_proj(pose.to(h.dtype)).repeat_interleave(x.shape[1] // pose.shape[1], dim=1)
+        pose_q, pose_k = pose.chunk(2, dim=-1)
+        return self.attn1.query(h, pose_q), *self.attn1.key_value(h, pose_k)
+
+    def after(self, x: Tensor, mixed: Tensor, text: tuple[Tensor, Tensor], modulation: Tensor, action: Tensor) -> Tensor:
+        """What follows self-attention, whose result `mixed` is [B, L, heads, head_dim]: action, cross-attention, feed-forward"""
+        frames = action.shape[1]
+        gate, shift, scale, ff_gate = self._modulation(modulation)[:, :, 2:].split(1, dim=2)
 
         def by_frame(y: Tensor) -> Tensor:
             return y.unflatten(1, (frames, -1))
 
-        # 1. Self-attention; the pose enters queries and keys only
-        h = (by_frame(self.norm1(x.float())) * (1 + scale) + shift).flatten(1, 2).type_as(x)
-        pose_q, pose_k = self.pose_proj(pose).repeat_interleave(x.shape[1] // frames, dim=1).chunk(2, dim=-1)
-        query = rotate(self.attn1.query(h, pose_q), *rope)
-        key, value = self.attn1.key_value(h, pose_k)
-        out = self._attend(query, rotate(key, *rope), key, value, layer, seen)
-        x = (by_frame(x.float()) + by_frame(out) * gate).type_as(x)
+        x = (by_frame(x.float()) + by_frame(self.attn1.project(mixed)) * gate).type_as(x)
+        x = (x + self.action_proj(action.to(mixed.dtype)).unsqueeze(2)).flatten(1, 2)
 
-        # 2. Action, right after self-attention
-        x = (x + self.action_proj(action).unsqueeze(2)).flatten(1, 2)
+        h = self.norm2(x.float()).to(mixed.dtype)
+        x = x + self.attn2.project(self.attn2.attend(self.attn2.query(h), *text))
 
-        # 3. Cross-attention
-        h = self.norm2(x.float()).type_as(x)
-        x = x + self.attn2.attend(self.attn2.query(h), *text)
+        h = self._modulated(self.norm3(x.float()), shift, scale, frames)
+        return (by_frame(x.float()) + by_frame(self.ffn(h)).float() * ff_gate).flatten(1, 2).type_as(x)
 
-        # 4. Feed-forward
-        h = (by_frame(self.norm3(x.float())) * (1 + ff_scale) + ff_shift).flatten(1, 2).type_as(x)
-        x = (by_frame(x.float()) + by_frame(self.ffn(h)).float() * ff_gate).flatten(1, 2).type_as(x)
-        return x, key, value
+    def _modulation(self, modulation: Tensor) -> Tensor:
+        """Shift, scale and gate of self-attention and of the feed-forward: float32 [B, 1 or T, 6, D]"""
+        return self.scale_shift_table.unsqueeze(0) + modulation.float()
+
+    def _modulated(self, y: Tensor, shift: Tensor, scale: Tensor, frames: int) -> Tensor:
+        """y [B, L, D] scaled and shifted by latent frame, in the dtype of matrix products"""
+        return (y.unflatten(1, (frames, -1)) * (1 + scale) + shift).flatten(1, 2).to(self.attn1.dtype)
 
     def _attend(self, query: Tensor, rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> Tensor:
-        """Self-attention [B, L, D]; sequences whose memories differ in length attend one by one, all else is done together."""
+        """Self-attention; sequences whose memories differ in length attend one by one, all else is done together."""
         if not seen.each:
             return self.attn1.attend(query, *self._look(rotated, key, value, layer, seen))
         rows = []
         for row, own in zip(zip(*(x.split(1) for x in (query, rotated, key, value)), strict=True), seen.each, strict=True):
-            rows.append(dispatch_attention_fn(row[0], *self._look(*row[1:], layer, own)[:2]))
-        return self.attn1.project(torch.cat(rows).type_as(query))
+            rows.append(self.attn1.attend(row[0], *self._look(*row[1:], layer, own)[:2]))
+        return torch.cat(rows)
 
     @staticmethod
     def _look(rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -222,6 +249,9 @@ class WorldTransformerBlock(nn.Module):
                 rotated = torch.cat([rotated, rotate(pooled_keys, *seen.pooled_rope)], dim=1)
                 value = torch.cat([value, pooled_values], dim=1)
             return rotated, value, seen.layout.mask
+        if seen.turn is not None:
+            past_keys, past_values = (x[layer, :, :, : seen.filled].transpose(1, 2).to(value.dtype) for x in (seen.keys, seen.values))
+            return torch.cat([rotate(past_keys, *seen.turn), rotated], 1), torch.cat([past_values, value], 1), None
         if seen.keys is not None and torch.is_grad_enabled():  # the memory is a constant, and the graph keeps nothing of its buffers
             past_keys, past_values = (buffer[layer, :, :, : seen.filled].detach() for buffer in (seen.keys, seen.values))
             keys = torch.cat([past_keys, rotated.transpose(1, 2)], dim=2)
@@ -303,11 +333,14 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.view_blend = ViewBlend(dim, out_channels, tuple(patch_size[1:])) if view_focal else None
         self.gradient_checkpointing = False
         self.compute_dtype: torch.dtype | None = None  # of matrix products where it is not that of the weights (`distill.parallel`)
+        self.memory_dtype: torch.dtype | None = None  # in which a memory keeps keys and values, if not that of matrix products
+        self.ranks: HeadRanks | None = None
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
     def encode_text(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the cross-attention of each block, of prompt embeddings [B, L, text_dim]"""
         text = self.condition_embedder.text_embedder(embeddings)
+        text = text.to(self.compute_dtype or text.dtype)
         return [block.attn2.key_value(text) for block in self.blocks]
 
     def encode_camera(self, actions: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
@@ -342,9 +375,11 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
 
     def new_memory(self, config: MemoryConfig, latent_size: tuple[int, int], batch: int = 1, chunk: int = 1) -> CompressedMemory:
         """The memory that `config.policy` names."""
+        heads = self.config.num_attention_heads // (self.ranks.size if self.ranks else 1)
+        dtype = self.memory_dtype or self.compute_dtype or self.dtype
         return new_memory(
-            config, len(self.blocks), self.config.num_attention_heads, self.config.attention_head_dim, self.grid(latent_size),
-            batch=batch, chunk=chunk, device=self.device, dtype=self.compute_dtype or self.dtype, focal=self.config.view_focal,
+            config, len(self.blocks), heads, self.config.attention_head_dim, self.grid(latent_size),
+            batch=batch, chunk=chunk, device=self.device, dtype=dtype, focal=self.config.view_focal,
         )  # fmt: skip
 
     # -- forward -----------------------------------------------------------------------------------------------------------
@@ -393,6 +428,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             text = self.encode_text(text)
         temb, modulation = self._time(timestep, x.dtype)  # [B, 1 or T, D], [B, 1 or T, 6, D]
 
+        if self.ranks is not None:
+            x = self.ranks.split(x, frames)
         keys, values = [], []
         for layer, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -404,6 +441,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
                 values.append(value)
         if write:
             memory.write(keys, values)
+        if self.ranks is not None:
+            x = self.ranks.join(x, frames)
 
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
         x = self.norm_out(x.float()).unflatten(1, (frames, -1)) * (1 + scale) + shift
@@ -441,8 +480,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         if layout is not None:
             return Visibility(layout=layout, pooled_rope=self.rope(layout.pooled_positions), grid=grid)
         if memory is not None:
-            keys, values, filled = memory.context(self.rope)
-            return Visibility(keys=keys, values=values, filled=filled)
+            return Visibility(**memory.context(self.rope))
         return Visibility()
 
     def _time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,9 @@ A table for each part; what is left out is as usual.
     [model]
     name = "tiny"             # packaged name, folder or hub id; also memory, steps, device, threads
 
+    [runtime]                 # any field of `runtime.RuntimeConfig`
+    precision = "auto"
+
     [listen]
     host = "127.0.0.1"
     port = 7860
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.autosave import AutosaveConfig
+from worldmodel.runtime import RuntimeConfig
 from worldmodel.server.settings import ServerSettings
 
 
@@ -68,6 +72,7 @@ class ServeConfig:
     """What ``worldmodel serve`` runs with."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     listen: ListenSettings = field(default_factory=ListenSettings)
     server: ServerSettings = field(default_factory=lambda: ServerSettings(line=16))
     log: LogSettings = field(default_factory=LogSettings)
@@ -85,7 +90,10 @@ class ServeConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ServeConfig:
-        kinds = {"model": ModelSettings, "listen": ListenSettings, "server": ServerSettings, "autosave": AutosaveConfig, "log": LogSettings}
+        kinds = {
+            "model": ModelSettings, "runtime": RuntimeConfig, "listen": ListenSettings, "server": ServerSettings,
+            "autosave": AutosaveConfig, "log": LogSettings,
+        }  # fmt: skip
         unknown = data.keys() - kinds.keys()
         if unknown:
             raise ConfigError(f"The config has a section [{min(unknown)}]; known ones are {', '.join(kinds)}.")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def replica(config: ServeConfig) -> FastAPI:
     """The application of one, made in its own process."""
     logs.set_up(config.log.format, config.log.level)
-    return build(load(config.model), config)
+    return build(load(config.model, config.runtime), config)
 
 
 def lobby(replicas: int) -> FastAPI:

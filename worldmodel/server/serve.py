@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
+from worldmodel.runtime import RuntimeConfig
 from worldmodel.server import logs
 from worldmodel.server.app import UVICORN_OPTIONS, create_app
 from worldmodel.server.config import ModelSettings, ServeConfig
@@ -19,7 +20,7 @@ from worldmodel.server.run import AnnouncingServer, listen, run
 log = logging.getLogger(__name__)
 
 
-def load(settings: ModelSettings) -> Any:
+def load(settings: ModelSettings, runtime: RuntimeConfig | None = None) -> Any:
     """The `WorldModel` that the config names."""
     import torch
 
@@ -27,7 +28,7 @@ def load(settings: ModelSettings) -> Any:
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = WorldModel.from_pretrained(settings.name, device=settings.device)
+    model = WorldModel.from_pretrained(settings.name, device=settings.device, runtime=runtime)
     if settings.memory is not None:
         model = model.with_memory(model.config.memory.named(settings.memory))
     return model if settings.steps is None else model.with_steps(settings.steps)
@@ -51,7 +52,7 @@ def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C; returns when every world is saved."""
     logs.set_up(config.log.format, config.log.level)
     with listen(config.listen.host, config.listen.port) as listener:
-        model = load(config.model)
+        model = load(config.model, config.runtime)
         log.info("loaded", extra={"model": model.fingerprint, "device": str(model.device), "worlds": config.server.worlds})
         app = build(model, config)
         run(AnnouncingServer(uvicorn.Config(app, log_config=None, access_log=False, **UVICORN_OPTIONS)), [listener])
