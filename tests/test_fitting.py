@@ -1,5 +1,7 @@
 """A model that is too large is refused before it is loaded, by counts that equal what loading it would take."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import wan_files
@@ -12,6 +14,7 @@ from worldmodel.fitting import GIB, TooLargeError, Wish
 from worldmodel.loading import _options, _text_bytes, find_text
 from worldmodel.memory import MemoryConfig
 from worldmodel.model import WorldModel
+from worldmodel.runtime import RuntimeConfig
 from worldmodel.text import TextConfig
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -85,14 +88,17 @@ def test_the_released_sizes_on_cards_that_people_have(monkeypatch):
 
     def on(gigabytes, wish, **kwargs):
         monkeypatch.setattr(fitting, "free_bytes", lambda device: gigabytes * GIB)
-        fitting.check(wish, torch.device("cuda"), "wan", _options(wish, bool(wish.text), True, **kwargs))
+        fitting.check(wish, torch.device("cuda"), "wan", _options(wish, torch.device("cuda"), True, **kwargs))
 
     on(24, small)
     with pytest.raises(TooLargeError, match=r"text 11.0 GiB.*What fits: text_device='cpu': \d"):
         on(24, wan(False, relic, text=text))
-    with pytest.raises(TooLargeError, match=r"What fits: memory=MemoryConfig\(window=8, schedule=\(\), horizon=21\): .*Wan 1.3B: "):
+    ways = r"What fits: runtime=RuntimeConfig\(kv='float8'\): .*memory=MemoryConfig\(window=8, .*Wan 1.3B: "
+    with pytest.raises(TooLargeError, match=ways):
         on(80, large, large=True)
-    with pytest.raises(TooLargeError, match="What fits: Wan 1.3B: "):
+    with pytest.raises(TooLargeError, match=r"What fits: .*runtime=RuntimeConfig\(kv='float8', offload='layers'\): .*Wan 1.3B: "):
         on(24, large, large=True)
-    with pytest.raises(TooLargeError, match=r"What fits: text_device='cpu' and dtype=torch.bfloat16: \d"):
+    with pytest.raises(TooLargeError, match=r"What fits: .*text_device='cpu' and dtype=torch.bfloat16: \d"):
         on(24, wan(False, relic, torch.float32, text))
+    narrow = replace(large, runtime=RuntimeConfig(kv="float8"))
+    assert 3 * fitting.need(narrow).memory == fitting.need(large).memory

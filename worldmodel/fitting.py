@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.memory import MemoryConfig
 from worldmodel.model import ModelError
+from worldmodel.runtime import RuntimeConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 GIB = 2**30
 SPARE = 0.05  # of the device, for what the allocator cannot use
+OFFLOADED_LAYERS = 3  # that are on the device at once: the one that runs, and those on their way
 PASS_FACTOR = 4  # largest tensors of a decoder's pass that are alive at once
 
 
@@ -40,6 +42,7 @@ class Wish:
     dtype: torch.dtype
     text: int = 0
     text_length: int = 512
+    runtime: RuntimeConfig = RuntimeConfig()
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def need(wish: Wish) -> Need:
     stride = wish.autoencoder.spatial_stride
     latent = height // stride, width // stride
     encoder = getattr(wish.autoencoder, "start_encoder", None)
-    weights = sum(_weights(part, wish.dtype) for part in (transformer, wish.autoencoder, encoder) if part is not None)
+    others = sum(_weights(part, wish.dtype) for part in (wish.autoencoder, encoder) if part is not None)
+    weights = others + (_weights(transformer, wish.dtype) if wish.runtime.offload == "off" else OFFLOADED_LAYERS * _largest_layer(wish))
+    transformer.memory_dtype = torch.float8_e4m3fn if wish.runtime.kv == "float8" else None
     heads, head_dim = transformer.config.num_attention_heads, transformer.config.attention_head_dim
     with torch.device("meta"):
         memory = transformer.new_memory(wish.memory, latent, chunk=wish.chunk)
@@ -112,6 +117,10 @@ def check(wish: Wish, device: torch.device, name: str, options: Iterable[tuple[s
     else:
         what = "Use a smaller model or a larger device."
     raise TooLargeError(f"{name} needs {wanted} and {device} has {gib(free)} free. {what}")
+
+
+def _largest_layer(wish: Wish) -> int:
+    return max(p.numel() for p in wish.transformer.parameters()) * wish.dtype.itemsize
 
 
 def _weights(module: object, dtype: torch.dtype) -> int:

@@ -24,6 +24,7 @@ from worldmodel.convert import WanCheckpoint
 from worldmodel.lora import Lora
 from worldmodel.memory import MemoryConfig
 from worldmodel.model import CONFIG_NAME, ModelConfig, ModelError
+from worldmodel.runtime import RuntimeConfig, apply_runtime
 from worldmodel.sampling import SamplerConfig
 from worldmodel.text import PromptCache, TextConfig, TextEncoder
 from worldmodel.tiny_decoder import TinyWanDecoder
@@ -94,8 +95,8 @@ def read_json(path: Path) -> dict[str, Any]:
 # -- a folder of our own -------------------------------------------------------------------------------------------------
 def load_parts(
     folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, text_device: str | torch.device, check: bool,
-    transformer_device: torch.device | str,
-) -> tuple[CausalWorldTransformer, VideoAutoencoder, TextEncoder]:  # fmt: skip
+    runtime: RuntimeConfig,
+) -> tuple[CausalWorldTransformer, VideoAutoencoder, TextEncoder]:
     """Transformer, autoencoder and text encoder of a folder with `world_model.json` (`worldmodel.model` has the layout)."""
     vae = next((folder / name for name in ("autoencoder", "vae") if (folder / name).is_dir()), folder / "autoencoder")
     tiny = folder / "tiny_decoder"
@@ -106,10 +107,11 @@ def load_parts(
             shown = _tiny_on_meta(_empty(TinyWanDecoder, tiny).latent_channels, shown)
         wish = fitting.Wish(
             _empty(CausalWorldTransformer, folder / "transformer"), shown, config.memory, config.size, config.chunk, dtype,
-            _text_bytes(text, device), config.text.length,
+            _text_bytes(text, device), config.text.length, runtime,
         )  # fmt: skip
-        fitting.check(wish, device, config.name, _options(wish, bool(wish.text) and device.type != "cpu"))
-    transformer = load_part(CausalWorldTransformer, folder / "transformer", dtype).to(transformer_device)
+        fitting.check(wish, device, config.name, _options(wish, device))
+    transformer = load_part(CausalWorldTransformer, folder / "transformer", dtype).to(runtime.weights_device(device))
+    apply_runtime(transformer, runtime, device)
     autoencoder = _load_autoencoder(vae, dtype, device)
     if tiny.is_dir():
         decoder = load_part(TinyWanDecoder, tiny, dtype).to(device)
@@ -185,7 +187,7 @@ def _text_bytes(text: TextEncoder, device: torch.device) -> int:
 def load_wan(
     checkpoint: str | Path, parts: str | Path | None, loras: Iterable[Lora | str | Path], tiny_decoder: str | Path | None,
     prompts: str | Path | None, device: torch.device, dtype: torch.dtype, text_device: str | torch.device, check: bool,
-    transformer: dict[str, Any], overrides: dict[str, Any],
+    runtime: RuntimeConfig, transformer: dict[str, Any], overrides: dict[str, Any],
 ) -> tuple[CausalWorldTransformer, VideoAutoencoder, TextEncoder, ModelConfig]:  # fmt: skip
     """What `WorldModel.from_wan` is made of."""
     path = _find_wan(checkpoint)
@@ -212,11 +214,12 @@ def load_wan(
             on_meta = shown if tiny is None else _tiny_on_meta(tiny.latent_channels, encoder)
             wish = fitting.Wish(
                 wan.empty(), on_meta, config.memory, config.size, config.chunk, dtype, _text_bytes(text, device),
-                config.text.length,
+                config.text.length, runtime,
             )  # fmt: skip
-            ways = _options(wish, bool(wish.text) and device.type != "cpu", tiny is None, wan.config["num_layers"] > 30)
+            ways = _options(wish, device, tiny is None, wan.config["num_layers"] > 30)
             fitting.check(wish, device, config.name, ways)
-        model = wan.load(dtype, merged, device)
+        model = wan.load(dtype, merged, runtime.weights_device(device))
+        apply_runtime(model, runtime, device)
         autoencoder: VideoAutoencoder | None = None if load_vae is None else WanAutoencoder(load_vae(dtype).to(device))
     except ModelError:
         raise
@@ -291,27 +294,32 @@ def _tiny_on_meta(channels: int, encoder: VideoAutoencoder | None) -> TinyWanDec
 
 
 # -- what else would fit --------------------------------------------------------------------------------------------------
-def _options(wish: fitting.Wish, text: bool, vae: bool = False, large: bool = False) -> Sequence[tuple[str, fitting.Wish]]:
+def _options(wish: fitting.Wish, device: torch.device, vae: bool = False, large: bool = False) -> Sequence[tuple[str, fitting.Wish]]:
     """Ways to need less: each alone, then one on top of the other."""
-    ways: list[tuple[str, Callable[[fitting.Wish], fitting.Wish]]] = []
-    if text:
-        ways.append(("text_device='cpu'", lambda w: replace(w, text=0)))
+    ways: dict[str, dict[str, Any]] = {}  # what to write, and what it changes
+    gpu, runtime = device.type != "cpu", wish.runtime
+    if wish.text and gpu:
+        ways["text_device='cpu'"] = {"text": 0}
     if wish.dtype == torch.float32:
-        ways.append(("dtype=torch.bfloat16", lambda w: replace(w, dtype=torch.bfloat16)))
+        ways["dtype=torch.bfloat16"] = {"dtype": torch.bfloat16}
     if vae:
-        ways.append(
-            ("tiny_decoder= (taew2_1)", lambda w: replace(w, autoencoder=_tiny_on_meta(w.autoencoder.latent_channels, w.autoencoder)))
-        )
+        ways["tiny_decoder= (taew2_1)"] = {"autoencoder": _tiny_on_meta(wish.autoencoder.latent_channels, wish.autoencoder)}
+    if runtime.kv == "same":
+        ways["runtime=RuntimeConfig(kv='float8')"] = {"runtime": replace(runtime, kv="float8")}
     for window, horizon in ((8, 21), (4, 12)):
         if wish.memory.horizon > horizon:
             label = f"memory=MemoryConfig(window={window}, schedule=(), horizon={horizon})"
-            small = replace(wish.memory, window=window, schedule=(), horizon=horizon, policy="relic")
-            ways.append((label, lambda w, small=small: replace(w, memory=small)))
-    options, written, piled = [(text, way(wish)) for text, way in ways], {}, wish
-    for text, way in ways:
-        written[text.partition("=")[0]], piled = text, way(piled)  # the smaller memory instead of the larger one
+            ways[label] = {"memory": replace(wish.memory, window=window, schedule=(), horizon=horizon, policy="relic")}
+    if gpu and runtime.offload == "off" and runtime.linears == "same":
+        ways["runtime=RuntimeConfig(kv='float8', offload='layers')"] = {"runtime": replace(runtime, kv="float8", offload="layers")}
+    options = [(text, replace(wish, **change)) for text, change in ways.items()]
+    written: dict[str, str] = {}
+    piled: dict[str, Any] = {}
+    for text, change in ways.items():
+        written[text.partition("=")[0]] = text  # the smaller memory instead of the larger one
+        piled |= change
         if len(written) > 1:
-            options.append((" and ".join(written.values()), piled))
+            options.append((" and ".join(written.values()), replace(wish, **piled)))
     if large:
         with torch.device("meta"):
             small_wan = CausalWorldTransformer(num_attention_heads=12, num_layers=30, ffn_dim=8960)

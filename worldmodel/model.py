@@ -173,7 +173,7 @@ class WorldModel:
             device: default: CUDA when there is one, else the CPU.
             dtype: default: bfloat16 on CUDA, float32 elsewhere.
             text_device: where prompts are encoded.
-            check: refuse what does not fit onto the device before loading it; not asked for offloaded layers.
+            check: refuse what does not fit onto the device before loading it.
             runtime: switches of how it runs, see `RuntimeConfig`.
             overrides: fields of `ModelConfig` to replace, for example ``sampler=SamplerConfig(steps=2)``.
 
@@ -190,9 +190,7 @@ class WorldModel:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / CONFIG_NAME} is not a readable model description: {error}") from error
         runtime = runtime or RuntimeConfig()
-        check = check and runtime.offload == "off"
-        parts = load_parts(folder, config, device, dtype, text_device, check, runtime.weights_device(device))
-        apply_runtime(parts[0], runtime, device)
+        parts = load_parts(folder, config, device, dtype, text_device, check, runtime)
         gallery = folder / "gallery"
         return cls(*parts, config, gallery if gallery.exists() else None, runtime)
 
@@ -224,7 +222,7 @@ class WorldModel:
             loras: merged into the weights, in this order; a path, or a `Lora` with its strength.
             tiny_decoder: a file of TAEHV's layout, `taew2_1`, that decodes instead of Wan's autoencoder.
             prompts: a `PromptCache`'s file, instead of a text encoder.
-            device, dtype, text_device, check, runtime: as `from_pretrained`; offloaded layers have to fit while they are loaded.
+            device, dtype, text_device, check, runtime: as `from_pretrained`.
             transformer: arguments of `CausalWorldTransformer` that shapes do not tell, such as ``dict(camera_dim=128)``.
             overrides: fields of `ModelConfig`; by default 480x832, chunks of 3 latent frames, 4 steps, and a memory of the last 21.
 
@@ -234,8 +232,11 @@ class WorldModel:
         from worldmodel.loading import load_wan
 
         device, dtype = _place(device, dtype)
-        made = load_wan(checkpoint, parts, loras, tiny_decoder, prompts, device, dtype, text_device, check, transformer or {}, overrides)
-        return cls(*made).use_runtime(runtime or RuntimeConfig())
+        runtime = runtime or RuntimeConfig()
+        made = load_wan(
+            checkpoint, parts, loras, tiny_decoder, prompts, device, dtype, text_device, check, runtime, transformer or {}, overrides
+        )
+        return cls(*made, runtime=runtime)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = torch.float16, max_shard_size: str = "14MB") -> None:
         """Write the model as a folder that `from_pretrained` loads; weights in shards of safetensors, of `dtype` (None: as they are)."""
