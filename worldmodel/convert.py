@@ -76,7 +76,7 @@ class WanCheckpoint:
         stated = _stated_config(self.path)
         ours = stated.get("_class_name") == CausalWorldTransformer.__name__
         keys = signature(CausalWorldTransformer.__init__).parameters if ours else ("num_attention_heads", "attention_head_dim", "eps")
-        known = {key: stated[key] for key in keys if key in stated}
+        known = {key: tuple(stated[key]) if isinstance(stated[key], list) else stated[key] for key in keys if key in stated}
         self.tensors, self.config = tensors, config_from_tensors(tensors, **known | overrides)
         _refuse_strangers(self.path, self.empty(), tensors)
 
