@@ -18,8 +18,8 @@ from torch import Tensor
 from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
-from distill.precision import autocast
 from distill.parallel import ALONE, Ranks, finish_model, parallelise
+from distill.precision import autocast
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator

@@ -118,8 +118,8 @@ class DepthStage:
     """Trains the depth of `autoencoder`; the rest of it stays as it is."""
 
     def __init__(
-        self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor],
-        device: torch.device,
+        self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor], device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.trained, self.held_out, self.device = recipe, Path(folder), trained, held_out, device
         torch.manual_seed(recipe.seed)
@@ -173,7 +173,9 @@ class DepthStage:
         return self.autoencoder.with_depth(self.recipe.widths, self.trainer.ema.weights).to(self.device).eval()
 
 
-def train_depth(recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, size: tuple[int, int], deadline: Any, device: torch.device) -> DepthStage:
+def train_depth(
+    recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, size: tuple[int, int], deadline: Any, device: torch.device
+) -> DepthStage:  # fmt: skip
     """Render what is missing and train until done or the deadline."""
     render_pictures(recipe, folder / "pictures", size)
     stage = DepthStage(recipe, folder, autoencoder, *load_pictures(recipe, folder / "pictures"), device)
@@ -187,7 +189,9 @@ def main(argv: list[str] | None = None) -> int:
     from worldmodel.loading import find_model
     from worldmodel.model import ModelError
 
-    parser = argparse.ArgumentParser(prog="python -m distill.depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m distill.depth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny", help="world model whose autoencoder gets the depth")
     parser.add_argument("--recipe", default="tiny", help="its section `depth`, and `data.size`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; the same folder goes on")

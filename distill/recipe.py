@@ -39,7 +39,8 @@ NEEDS = {"causal": set(), "teacher": set(), "student_init": {"teacher"}, "self_f
 class Recipe:
     name: str = "tiny"
     stages: tuple[str, ...] = ("causal",)
-    """In this order, after the autoencoder and its depth. RELIC's whole way is teacher, student_init, self_forcing; causal learns directly."""
+    """In this order, after the autoencoder and its depth. RELIC's whole way is teacher, student_init, self_forcing; causal learns
+    directly."""
     data: DataRecipe = field(default_factory=DataRecipe)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     depth: DepthRecipe = field(default_factory=DepthRecipe)
