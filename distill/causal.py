@@ -19,7 +19,6 @@ from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
 from distill.parallel import ALONE, Ranks, finish_model, parallelise
-from distill.precision import autocast
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator
@@ -101,11 +100,10 @@ class CausalStage:
         view = sequence_view(
             self.autoencoder, noisy[:, :, :latents], walk["poses"].to(to), r.chunk, r.memory, c.view_pictures, c.view_focal
         )
-        with autocast(to):
-            camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
-            camera = tuple(c.repeat(1, 2, 1) for c in camera)
-            out = self.model(noisy, (1000 * levels).to(to), text.to(to), camera=camera, layout=layout, view=view)
-        out = out[:, :, latents:].float()
+        camera = self.model.encode_camera(walk["actions"].to(to), walk["poses"].to(to))
+        camera = tuple(c.repeat(1, 2, 1) for c in camera)
+        out = self.model(noisy, (1000 * levels).to(to), text.to(to), camera=camera, layout=layout, view=view)
+        out = out[:, :, latents:]
         target = clean if self.model.config.prediction_type == "sample" else noise[:, :, latents:] - clean
         error = (out - target.to(to)).square() * self.channel_weight
         weight = torch.ones(latents, device=to)

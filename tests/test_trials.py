@@ -1,6 +1,7 @@
 """The trials' parts, a few of each, against a server with the double; `worldmodel check` does them in earnest."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_model import FakeModel
@@ -32,6 +33,12 @@ def server(tmp_path):
         yield Here(host)
 
 
+def run(trial):
+    """In a thread of its own: a browser of other tests may keep a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, trial).result()
+
+
 def test_malformed_messages_and_resets_leave_nothing(server):
     async def trial():
         report = Report("Faults", ("what", "how", "found", "lost"))
@@ -41,11 +48,11 @@ def test_malformed_messages_and_resets_leave_nothing(server):
         assert report.passed, report.markdown()
         assert "240 malformed messages" in report.markdown()
 
-    asyncio.run(trial())
+    run(trial())
 
 
 def test_who_walks_notes_frames_and_latencies_and_all_get_alike(server):
-    walks = asyncio.run(load._walks(server, 3, 0.5, 3.0))
+    walks = run(load._walks(server, 3, 0.5, 3.0))
     assert all(2 < seen.fps < 20 and seen.latencies and max(seen.latencies) < 3 for seen in walks)
 
 
@@ -58,4 +65,4 @@ def test_a_thin_link_gets_smaller_pictures(server):
             error = await visitor.ask(p.Rewind(at=9999), p.Timeline)
             assert error.code == "world"
 
-    asyncio.run(trial())
+    run(trial())

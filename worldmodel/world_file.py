@@ -119,7 +119,7 @@ def _problem(tensors: dict[str, Tensor], meta: dict[str, Any], model: WorldModel
     known = held.tolist()
     if known != sorted(set(known)) or (known and not 0 <= known[0] <= known[-1] < chunks) or not {*range(meta["base"], chunks)} <= {*known}:
         return "chunks are missing"
-    if not all(x.isfinite().all() for x in tensors.values() if x.is_floating_point()):
+    if not all(x.float().isfinite().all() for x in tensors.values() if x.is_floating_point()):
         return "numbers that are not finite"
     return None
 

@@ -1,0 +1,31 @@
+"""The README's clips: ``python docs/take_clips.py`` walks the packaged weights through gallery worlds and writes docs/clip-*.webp."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from worldmodel import WorldModel
+
+WALKS = {
+    "red canyon": "left*24 right*24 w*24 .*8",
+    "snowy village": "right*32 .*4 left*32 .*12",
+    "ice castle": "w*20 a*12 d*12 s*20 left+up*8 right+down*8",
+}
+SCALE = 2  # nearest neighbours: what the model makes, and nothing added
+
+
+def main() -> None:
+    model = WorldModel.from_pretrained("tiny")
+    places = {place.name: place for place in model.gallery}
+    for name, script in WALKS.items():
+        world = model.start(places[name].image_path, prompt=places[name].prompt, seed=0)
+        frames = [world.first_frame[None], *(chunk.frames for chunk in world.stream(script))]
+        pictures = [Image.fromarray(f.repeat(SCALE, 0).repeat(SCALE, 1)) for f in np.concatenate(frames)]
+        path = Path(__file__).parent / f"clip-{name.replace(' ', '-')}.webp"
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // model.fps, loop=0, quality=70, method=6)
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
