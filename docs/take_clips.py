@@ -10,7 +10,7 @@ from worldmodel import WorldModel
 WALKS = {
     "red canyon": "left*24 right*24 w*24 .*8",
     "snowy village": "right*32 .*4 left*32 .*12",
-    "ice castle": "w*20 a*12 d*12 s*20 left+up*8 right+down*8",
+    "ice castle": "d*16 a*16 left*24 right*24",
 }
 SCALE = 2  # nearest neighbours: what the model makes, and nothing added
 
