@@ -60,9 +60,9 @@ class Walk:
 
 WALKS = {
     "turn back": Walk("left*216", "right*160", (2, 5, 10, 20)),  # up to where the start picture begins
-    "walk back": Walk("w*80", "s*80", (2, 5, 10), every=4),
-    "40 s later": Walk("left*160 right*104 " + "up*8 down*8 " * 27, "left*104", (40,), every=4),
-    "on its own": Walk("", "left*136 right*80", (2, 5, 10), every=4),
+    "walk back": Walk("w*80", "s*80", (2, 5, 10), every=8),
+    "40 s later": Walk("left*160 right*104 " + "up*8 down*8 " * 27, "left*104", (40,), every=8),
+    "on its own": Walk("", "left*136 right*80", (2, 5, 10), every=8),
 }
 
 
@@ -170,10 +170,10 @@ def strip_path(out: Path, memory: str, walk: str, seed: int) -> Path:
 
 
 def tasks(model: WorldModel, memories: list[str], scenes: int, out: Path) -> list[dict]:
-    """One for every scene, walk and memory; a larger count of scenes begins with those of a smaller."""
+    """One for every walk, scene and memory."""
     found = []
-    for seed in range(RESERVED_SEED, RESERVED_SEED + scenes):
-        for walk, script in WALKS.items():
+    for walk, script in WALKS.items():
+        for seed in range(RESERVED_SEED, RESERVED_SEED + scenes):
             if (seed - RESERVED_SEED) % script.every:
                 continue
             for memory in memories:
