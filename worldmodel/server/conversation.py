@@ -22,7 +22,7 @@ SEND_TIMEOUT_S = 5.0
 
 
 class Socket:
-    """`session.Connection` over a WebSocket, and the reading side with its rate limit."""
+    """`outbox.Connection` over a WebSocket, and the reading side with its rate limit."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket

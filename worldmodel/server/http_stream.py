@@ -25,7 +25,7 @@ _AHEAD = 64
 
 
 class HttpStream:
-    """`session.Connection` over one answer and many requests."""
+    """`outbox.Connection` over one answer and many requests."""
 
     def __init__(self, address: str, send_timeout_s: float) -> None:
         self.channel, self.address = secrets.token_urlsafe(24), address

@@ -19,7 +19,8 @@ from worldmodel.engine import Engine, EngineConfig, EngineFull, EngineStopped
 from worldmodel.server import protocol as p
 from worldmodel.server.files import Files
 from worldmodel.server.metrics import Metrics
-from worldmodel.server.session import Connection, Session
+from worldmodel.server.outbox import Connection
+from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.timeline import Thumbnails
 

@@ -22,10 +22,14 @@ log = logging.getLogger(__name__)
 
 def load(settings: ModelSettings, runtime: RuntimeConfig | None = None) -> Any:
     """The `WorldModel` that the config names."""
+    import diffusers
     import torch
+    import transformers
 
     from worldmodel.model import WorldModel
 
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # a log has no place for one
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model = WorldModel.from_pretrained(settings.name, device=settings.device, runtime=runtime)

@@ -22,7 +22,7 @@ async def run(model: str, short: bool = False) -> Report:
         await _still_well(server, report)
         await network.unread(server, report, 2 * seconds)
         await _still_well(server, report)
-        for rate in (4e6, 0.4e6):
+        for rate in (4e6, 0.15e6):
             await network.slow(server, report, rate, seconds)
             await _still_well(server, report)
         _ended_well(server, report)
