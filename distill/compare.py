@@ -32,6 +32,7 @@ from distill.scenes import FPS, GALLERY_SEEDS, RESERVED_SEED, RESERVED_START, re
 from distill.scenes.trajectories import script_text
 from worldmodel.actions import parse_script
 from worldmodel.model import ModelError, WorldModel
+from worldmodel.runtime import RuntimeConfig
 
 TOUR = (
     "w*8 w+left*24 left*16 a*12 up*8 right*24 down*8 w+right*12 d*12 r*8 left*12 f*8 o*12 u*12 s*16 w+down*8 w+up*8 "
@@ -60,8 +61,8 @@ class Line:
 
 
 def identity(model: WorldModel) -> str:
-    """What decides a model's frames but the number of steps: its fingerprint, and a hash of autoencoder and configuration."""
-    config = asdict(model.config)
+    """What decides a model's frames but the number of steps: its fingerprint, and a hash of autoencoder, configuration and switches."""
+    config = asdict(model.config) | {k: v for k, v in asdict(model.runtime).items() if v != getattr(RuntimeConfig(), k)}
     del config["name"], config["sampler"]["steps"]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, value in getattr(model.autoencoder, "vae", model.autoencoder).state_dict().items():

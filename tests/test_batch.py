@@ -103,7 +103,7 @@ def test_a_failed_clean_pass_writes_nothing_twice(monkeypatch):
     alone, batch = worlds_of(model, (1, 4)), worlds_of(model, (1, 4))
     generate_together(batch, SCRIPTS[:2])
     with monkeypatch.context() as patch:
-        patch.setattr(batch[1].memory, "write", _fail)
+        patch.setattr(batch[1].memory, "commit", _fail)
         with pytest.raises(torch.OutOfMemoryError):
             finalize_together(batch)
     step(alone, 0, False)

@@ -196,9 +196,11 @@ def test_compiled_blocks_are_near_and_are_compiled_once(plain):
 
 
 # -- saying what is wrong ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("switch", [{"precision": "half"}, {"kv": "int4"}, {"compile": "all"}, {"linears": "int8", "offload": "layers"}])
+@pytest.mark.parametrize(
+    "switch", [{"precision": "half"}, {"kv": "int4"}, {"compile": "all"}, {"context": "noisy"}, {"linears": "int8", "offload": "layers"}],
+)
 def test_unknown_switches_are_refused(switch):
-    with pytest.raises(ValueError, match="precision|kv|compile|choose offload or linears"):
+    with pytest.raises(ValueError, match="precision|kv|compile|context|choose offload or linears"):
         RuntimeConfig(**switch)
 
 

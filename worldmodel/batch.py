@@ -21,9 +21,9 @@ from torch import Tensor
 from worldmodel.actions import Action
 from worldmodel.camera import pose_code
 from worldmodel.camera_view import CameraView
-from worldmodel.chunk import Chunk, Past
+from worldmodel.chunk import Chunk, LastStep, Past
 from worldmodel.memory import CompressedMemory, together
-from worldmodel.sampling import denoise
+from worldmodel.sampling import denoise_and_keep
 
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
@@ -53,21 +53,23 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
     memory, text = together([world.memory for world in worlds]), _join_text([p.text for p in plans])
     view = _join_views([p.view for p in plans])
     clock.append(time.perf_counter())
-    latents = denoise(
+    reuse = model.runtime.context == "last_step"
+    latents, last = denoise_and_keep(
         model.transformer, torch.cat([p.noise for p in plans]), text, camera, memory, model.config.sampler,
-        [p.generator for p in plans], view,
+        [p.generator for p in plans], view, keep=reuse,
     )  # fmt: skip
     clock.append(time.perf_counter())
     with decode_stream(model) as stream:
         decoded = decode_together(model, latents, [world.decoder_state for world in worlds])
-    if model.runtime.overlap:
+    if model.runtime.overlap and not reuse:
         pasts = [Past(latents[i : i + 1], p.actions, p.poses, world.prompt) for i, (world, p) in enumerate(zip(worlds, plans, strict=True))]
         write_together(model, [world.memory for world in worlds], pasts, [p.text for p in plans])
     with stream:
         frames = [model.to_frames(video) for video, _ in decoded]
     chunks = []
     for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
-        chunks.append(world.accept(latents[i : i + 1].clone(), plan.actions, plan.poses, frames[i], decoded[i][1], plan.view))
+        own = latents[i : i + 1].clone()
+        chunks.append(world.accept(own, plan.actions, plan.poses, frames[i], decoded[i][1], plan.view, last.row(i) if reuse else None))
     clock.append(time.perf_counter())
     for chunk in chunks:
         chunk.timings.update(zip(("prepare", "denoise", "decode"), (1000 * float(d) for d in np.diff(clock)), strict=True))
@@ -76,27 +78,38 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
 
 @torch.no_grad()
 def finalize_together(worlds: Sequence[World]) -> None:
-    """Write every world's last chunk into its memory (the clean-context pass), where that is still to be done."""
+    """Write every world's last chunk into its memory, where that is still to be done: by the clean-context pass, or from what the last
+    denoising step has put there.
+    """
     due = [world for world in worlds if world.pending is not None]
     unwritten = [world for world in due if world.memory.count == world.latents_finalized]
-    if unwritten:
-        texts = [world.text_context(world.pending.prompt) for world in unwritten]
-        write_together(_model_of(worlds), [world.memory for world in unwritten], [world.pending for world in unwritten], texts)
+    if clean := [world for world in unwritten if world.pending.last_step is None]:
+        texts = [world.text_context(world.pending.prompt) for world in clean]
+        write_together(_model_of(worlds), [world.memory for world in clean], [world.pending for world in clean], texts)
+    for world in unwritten:
+        if world.pending.last_step is not None:
+            world.memory.commit(world.pending.latents.shape[2])
     for world in due:
         world.settle()
 
 
 @torch.no_grad()
-def write_together(model: WorldModel, memories: Sequence[CompressedMemory], pasts: Sequence[Past], texts: Sequence[Text]) -> None:
-    """The clean-context pass of one chunk each."""
+def write_together(
+    model: WorldModel, memories: Sequence[CompressedMemory], pasts: Sequence[Past], texts: Sequence[Text], view: CameraView | None = None
+) -> None:
+    """Write one chunk each by a pass over its finished latents, the clean-context pass; or, where a chunk has one, over what its last
+    denoising step was given, with the `view` that it had.
+    """
     for memory, past in zip(memories, pasts, strict=True):
         look(memory, past.poses, past.latents.shape[2])
+    given = [past.last_step or LastStep(past.latents, 0.0) for past in pasts]
     model.transformer(
-        torch.cat([past.latents for past in pasts]),
-        torch.zeros(len(pasts), device=model.device),
+        torch.cat([g.latents for g in given]),
+        torch.tensor([g.timestep for g in given], device=model.device),
         _join_text(texts),
         camera=encode_camera(model, [past.actions for past in pasts], [past.poses for past in pasts]),
         memory=together(memories),
+        view=view,
         write=True,
     )
 

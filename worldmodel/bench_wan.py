@@ -25,7 +25,7 @@ from worldmodel.memory import CompressedMemory
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.plain_loop import PlainLoop
 from worldmodel.runtime import RuntimeConfig
-from worldmodel.sampling import denoise
+from worldmodel.sampling import denoise_and_keep
 from worldmodel.text import PromptCache, TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -114,6 +114,7 @@ class Stages:
         self.camera = encode_camera(model, [to_array([Action.idle()] * frames)], [np.tile(np.eye(4), (frames, 1, 1))])
         self.noise = self._noise(chunk)
         self.decoder_state = None
+        self.reuse = model.runtime.context == "last_step"
 
     def _noise(self, latents: int) -> Tensor:
         c, h, w = self.model.latent_shape
@@ -142,10 +143,16 @@ class Stages:
     def denoise(self, memory: CompressedMemory) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         memory.look(torch.zeros(1, self.model.config.chunk, 9))
-        return denoise(self.model.transformer, self.noise, self.text, self.camera, memory, self.model.config.sampler, [generator])
+        model = self.model
+        return denoise_and_keep(
+            model.transformer, self.noise, self.text, self.camera, memory, model.config.sampler, [generator], keep=self.reuse
+        )[0]  # fmt: skip
 
     @torch.no_grad()
     def write(self, memory: CompressedMemory, latents: Tensor) -> None:
+        if self.reuse:
+            memory.commit(latents.shape[2])
+            return
         time = torch.zeros(1, device=self.model.device)
         self.model.transformer(latents, time, self.text, camera=self.camera, memory=memory, write=True)
 

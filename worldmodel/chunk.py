@@ -43,14 +43,30 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class LastStep:
+    """What the last denoising step was given, besides what all passes are: noisy latents [B, C, t, h, w] and their timestep in 0..1000."""
+
+    latents: Tensor
+    timestep: float
+
+    def row(self, i: int) -> LastStep:
+        """That of sequence `i` alone."""
+        return LastStep(self.latents[i : i + 1].clone(), self.timestep)
+
+
+@dataclass(frozen=True)
 class Past:
-    """What is kept of one chunk, enough to make the memory again. Beyond where one can go back only the log remains."""
+    """What is kept of one chunk, enough to make the memory again. Beyond where one can go back only the log remains.
+
+    With a `last_step` the memory has the keys and values which that computed, without one those of a clean-context pass over `latents`.
+    """
 
     latents: Tensor | None  # [1, C, t, h, w]
     actions: np.ndarray  # [F, 13]
     poses: np.ndarray | None  # float64 [F, 4, 4]
     prompt: str
     inverse_depth: Tensor | None = None  # [1, t, k, l] of the last video frame of each latent frame, for models with camera views
+    last_step: LastStep | None = None
 
     def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
         """Latent frame k of the chunk [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""

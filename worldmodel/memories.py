@@ -23,7 +23,7 @@ from torch import Tensor
 
 from worldmodel.camera_view import pixel_rays, shown
 from worldmodel.configs import AGE_FACTORS, MemoryConfig
-from worldmodel.memory import CompressedMemory, _Entry, in_range
+from worldmodel.memory import CompressedMemory, _Entry
 
 USUAL_FOCAL = 0.5 / math.tan(math.radians(35))
 """Focal length over width where a model names none: that of the training worlds, 70 degrees across."""
@@ -72,9 +72,9 @@ class _PosedMemory(CompressedMemory):
         """Pose codes [1, t, 9] of the last video frames of the latent frames that come next."""
         self._next = poses[0].detach().float().cpu()
 
-    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self._keep_poses(keys[0].shape[1] // self.tokens_per_latent)
-        super().write(keys, values)
+    def commit(self, latents: int) -> None:
+        self._keep_poses(latents)
+        super().commit(latents)
 
     def forget_newest(self, latents: int) -> None:
         super().forget_newest(latents)
@@ -182,11 +182,11 @@ class RetrievalMemory(_PosedMemory):
             self._fetch(self._next)
 
     @torch.no_grad()
-    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        n = self.tokens_per_latent
-        self._keep_poses(keys[0].shape[1] // n)
-        new = (in_range(torch.stack(x).transpose(2, 3), self.keys.dtype).to("cpu", self.keys.dtype).split(n, dim=3) for x in (keys, values))
-        self._aside += [(k.clone(), v.clone()) for k, v in zip(*new, strict=True)]
+    def commit(self, latents: int) -> None:
+        n, at = self.tokens_per_latent, self.num_tokens
+        self._keep_poses(latents)
+        for start in range(at, at + latents * n, n):
+            self._aside.append(tuple(buffer[:, :, :, start : start + n].to("cpu", copy=True) for buffer in (self.keys, self.values)))
         self.count = len(self._aside)
         self._next = None
         self._fetch(self._poses[-1:])

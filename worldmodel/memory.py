@@ -166,8 +166,9 @@ class CompressedMemory:
     """Preallocated keys and values of every layer, in the order of time: pooled past first, window last.
 
     Buffers are [layers, B, heads, capacity, head_dim], so that attention reads each head in one piece. `look` is told where the
-    camera will be, `write` takes the keys of the next latent frames from their clean pass; `context` gives each layer rotated
-    keys and values with room for the chunk that is being denoised. `remembered` says which latent frames those are.
+    camera will be; `context` gives each layer rotated keys and values with room for the chunk that is being denoised, and
+    `remembered` says which latent frames those are. `put` takes the keys and values of the next latent frames layer by layer from
+    the pass that makes them, and from `commit` on they count.
     """
 
     def __init__(
@@ -230,15 +231,25 @@ class CompressedMemory:
         """The latent frames that this or a later chunk may look at."""
         return self.remembered()
 
-    @torch.no_grad()
     def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
-        n = self.tokens_per_latent
-        latents = keys[0].shape[1] // n
-        at = self.num_tokens
         for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-            self.keys[layer, :, :, at : at + latents * n] = in_range(k.transpose(1, 2), self.keys.dtype)
-            self.values[layer, :, :, at : at + latents * n] = in_range(v.transpose(1, 2), self.keys.dtype)
+            self.put(layer, k, v)
+        self.commit(keys[0].shape[1] // self.tokens_per_latent)
+
+    @torch.no_grad()
+    def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Lay down one layer of the next latent frames [B, t*N, heads, head_dim], keys before RoPE, in the room behind what is remembered:
+        nothing looks at it before `commit`, and whatever is put there next takes its place.
+        """
+        at = self.num_tokens
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            buffer[layer, :, :, at : at + new.shape[1]] = in_range(new.transpose(1, 2), buffer.dtype)
+
+    @torch.no_grad()
+    def commit(self, latents: int) -> None:
+        """What was put last, of every layer, is the next `latents` latent frames."""
+        n = self.tokens_per_latent
         self._entries += [_Entry(self.count + i, 1, n) for i in range(latents)]
         self.count += latents
         self._compress()
@@ -367,10 +378,14 @@ class MemoryTeam:
         """Re-indexed times of the chunk that comes next, of each member."""
         return [tuple(m.chunk_times(latents).tolist()) for m in self.members]
 
-    def write(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Append the next latent frames: per layer [B, t*N, heads, head_dim], keys before RoPE."""
-        for b, member in enumerate(self.members):
-            member.write([k[b : b + 1] for k in keys], [v[b : b + 1] for v in values])
+    def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """As `CompressedMemory.put`, a row for each member."""
+        for member, k, v in zip(self.members, keys.split(1), values.split(1), strict=True):
+            member.put(layer, k, v)
+
+    def commit(self, latents: int) -> None:
+        for member in self.members:
+            member.commit(latents)
 
 
 def together(memories: Sequence[CompressedMemory]) -> CompressedMemory | MemoryTeam:

@@ -23,6 +23,7 @@ COMPILE = ("off", "blocks", "graphs")
 KV = ("same", "float8")
 LINEARS = ("same", "int8", "float8")
 OFFLOAD = ("off", "layers")
+CONTEXT = ("clean", "last_step")
 
 
 class RuntimeSwitchError(RuntimeError):
@@ -46,6 +47,8 @@ class RuntimeConfig:
         linears: ``int8`` or ``float8`` quantises the weights of the blocks' linear layers by torchao (``pip install worldmodel[quant]``).
         overlap: the frames are decoded, on CUDA on a stream of their own, while the clean-context pass writes the memory.
         offload: ``layers`` keeps weights in main memory and brings each layer to the device when it runs (diffusers' group offload).
+        context: what the memory gets of a chunk: ``clean``, keys and values of one more pass over its finished latents, as RELIC does and
+            models are trained; ``last_step``, those which the last denoising step computed from noisy ones, and that pass is left out.
     """
 
     precision: str = "weights"
@@ -55,9 +58,13 @@ class RuntimeConfig:
     linears: str = "same"
     overlap: bool = False
     offload: str = "off"
+    context: str = "clean"
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", PRECISIONS), ("compile", COMPILE), ("kv", KV), ("linears", LINEARS), ("offload", OFFLOAD)):
+        choices = {
+            "precision": PRECISIONS, "compile": COMPILE, "kv": KV, "linears": LINEARS, "offload": OFFLOAD, "context": CONTEXT,
+        }  # fmt: skip
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.offload != "off" and self.linears != "same":
@@ -79,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--linears", choices=LINEARS, default=default.linears, help="quantise linear layers (needs torchao)")
     group.add_argument("--overlap", action="store_true", help="write the memory while frames are decoded")
     group.add_argument("--offload", choices=OFFLOAD, default=default.offload, help="layers: weights stay in main memory until they run")
+    group.add_argument("--context", choices=CONTEXT, default=default.context, help="last_step: write the memory without a clean pass")
 
 
 def from_arguments(args: argparse.Namespace) -> RuntimeConfig:

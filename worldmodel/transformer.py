@@ -396,6 +396,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         layout: TrainingLayout | None = None,
         view: CameraView | None = None,
         write: bool = False,
+        keep: bool = False,
     ) -> Tensor:
         """Prediction [B, C, T, H, W] for noisy latents of the same shape.
 
@@ -403,8 +404,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             timestep: [B] or per latent frame [B, T], in 0..1000 (0: clean).
             text: prompt embeddings [B, L, text_dim], or `encode_text` of them.
             actions, poses: per video frame [B, F, 13] and [B, F, 9]; or `camera`, which is `encode_camera` of them.
-            memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values. A
-                `MemoryTeam` is one memory for each sequence of the batch.
+            memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values, `keep` puts them
+                there without counting them before `memory.commit`. A `MemoryTeam` is one memory for each sequence of the batch.
             layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
             view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
@@ -430,17 +431,15 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
 
         if self.ranks is not None:
             x = self.ranks.split(x, frames)
-        keys, values = [], []
         for layer, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x, key, value = self._gradient_checkpointing_func(block, x, text[layer], modulation, rope, *camera, layer, seen)
             else:
                 x, key, value = block(x, text[layer], modulation, rope, *camera, layer, seen)
-            if write:
-                keys.append(key)
-                values.append(value)
+            if write or keep:
+                memory.put(layer, key, value)
         if write:
-            memory.write(keys, values)
+            memory.commit(frames)
         if self.ranks is not None:
             x = self.ranks.join(x, frames)
 

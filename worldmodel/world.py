@@ -22,10 +22,10 @@ from worldmodel.actions import Action, ActionError, as_actions, to_array
 from worldmodel.batch import encode_camera, finalize_together, generate_together, look, write_together
 from worldmodel.camera import integrate, pose_code
 from worldmodel.camera_view import CameraView, depth_of, next_view
-from worldmodel.chunk import Chunk, Past, Plan
+from worldmodel.chunk import Chunk, LastStep, Past, Plan
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
-from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, unpack
+from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, pack_pasts, unpack
 
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
@@ -64,8 +64,8 @@ class MemoryTile:
 class World:
     """One person's world. Made by `WorldModel.start` or `WorldModel.load_world`.
 
-    `step` is `generate` (makes the frames) and then `finalize` (writes the chunk into the memory, the clean-context pass);
-    a server sends the frames in between. `worldmodel.batch` does the same for several worlds at once.
+    `step` is `generate` (makes the frames) and then `finalize` (writes the chunk into the memory, by the clean-context pass unless
+    `RuntimeConfig.context` says otherwise); a server sends the frames in between. `worldmodel.batch` does the same for several worlds.
 
     Args:
         history: chunks that one can go back at least; what is older is let go of, but for the log of actions and what the memory still
@@ -146,7 +146,8 @@ class World:
     def num_bytes(self) -> int:
         """Bytes of all tensors that this world keeps: memory, snapshots and latents."""
         snapshots = sum(x.numel() * x.element_size() for s in self._snapshots.values() for x in s.memory.values())
-        kept = [x for p in (self._start, *self._history) for x in (p.latents, p.inverse_depth) if x is not None]
+        pasts = (self._start, *self._history)
+        kept = [x for p in pasts for x in (p.latents, p.inverse_depth, p.last_step and p.last_step.latents) if x is not None]
         return self._memory.num_bytes + snapshots + sum(x.numel() * x.element_size() for x in kept)
 
     @property
@@ -195,7 +196,7 @@ class World:
         return self.accept(latents, per_frame, integrate(per_frame, start=self.pose), self.model.to_frames(video), decoder_state)
 
     def finalize(self) -> None:
-        """Write the last chunk into the memory (the clean-context pass), if that is still to be done."""
+        """Write the last chunk into the memory, if that is still to be done."""
         finalize_together([self])
 
     def stream(self, actions: str | np.ndarray | Iterable[Action]) -> Iterator[Chunk]:
@@ -276,20 +277,13 @@ class World:
         snapshot = None if base == 0 else self._snapshot() if base == now else self._snapshots[base]
         recallable = snapshot.recallable if base else frozenset()
         held = [i for i in (*self._held, *range(self._base, now)) if i >= base or not recallable.isdisjoint(self._latent_frames(i))]
-        known = [self._start, *(self._history[i] for i in held)]
         tensors = {f"memory.{k}": v for k, v in self._memory.state_dict().items()}
         if base:
             tensors |= {f"decoder.{k}": v for k, v in pack(snapshot.decoder_state).items()}
             shared = {id(v) for v in tensors.values()}  # what a memory keeps aside is the same now and then
             tensors |= {f"base.memory.{k}": v for k, v in snapshot.memory.items() if id(v) not in shared} if base < now else {}
-        tensors["latents"] = torch.cat([p.latents for p in known], dim=2)
-        if self._start.inverse_depth is not None:
-            tensors["inverse_depth"] = torch.cat([p.inverse_depth for p in known], dim=1)
-        tensors["poses"] = torch.from_numpy(np.concatenate([p.poses for p in known]))
-        tensors["actions"] = torch.from_numpy(self.actions)
-        if base:
             tensors["base_frame"] = torch.from_numpy(snapshot.last_frame)
-        tensors["held"] = torch.tensor(held, dtype=torch.int64)
+        tensors |= pack_pasts(self._start, {i: self._history[i] for i in held}) | {"actions": torch.from_numpy(self.actions)}
         prompts = [p.prompt for p in self._history]
         meta = {
             "format": FILE_FORMAT, "model": self.model.fingerprint, "seed": self.seed, "prompt": self._prompt, "base": base,
@@ -311,21 +305,9 @@ class World:
     @torch.no_grad()
     def from_state(cls, model: WorldModel, state: WorldState, history: int | None = HISTORY) -> World:
         """The world of which `state` was taken, with its own `history` from now on."""
-        chunk, frames = model.config.chunk, model.chunk_frames
         tensors, meta, base = state.tensors, state.meta, state.meta["base"]
-        latents, poses, actions = tensors["latents"].to(model.device), tensors["poses"].numpy(), tensors["actions"].numpy()
-        world = cls(model, meta["start_prompt"], meta["seed"], latents[:, :, :1], history)
-        prompts, prompt = dict(meta["prompts"]), meta["start_prompt"]
-        for i in range((len(actions) - 1) // frames):
-            prompt = prompts.get(i, prompt)
-            world._history.append(Past(None, actions[1 + i * frames : 1 + (i + 1) * frames], None, prompt))
-        for k, i in enumerate(tensors["held"].tolist()):
-            rows = slice(1 + k * chunk, 1 + (k + 1) * chunk)
-            kept = "inverse_depth" in tensors
-            depth = tensors["inverse_depth"][:, rows].to(model.device, copy=True) if kept else world._depth_of(latents[:, :, rows])
-            pose = poses[1 + k * frames : 1 + (k + 1) * frames]
-            world._history[i] = replace(world._history[i], latents=latents[:, :, rows].clone(), poses=pose, inverse_depth=depth)
-        world._start = replace(world._start, latents=world._start.latents.clone())  # else all of them would live as long as it
+        world = cls(model, meta["start_prompt"], meta["seed"], tensors["latents"][:, :, :1].to(model.device, copy=True), history)
+        world._history = state.pasts(model, world._depth_of)
         world._held = [i for i in tensors["held"].tolist() if i < base]
         world._base, world._prompt, world._window_prompt = base, meta["prompt"], world._prompt_before(len(world._history))
         if base:
@@ -367,16 +349,18 @@ class World:
         poses = integrate(per_frame, start=self.pose)
         look(self._memory, poses, self.model.config.chunk)
         noise, generator = self._noise(self.index, self.model.config.chunk)
-        return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(poses))
+        return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(self._memory, poses))
 
     def accept(
         self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any,
-        view: CameraView | None = None,
+        view: CameraView | None = None, last_step: LastStep | None = None,
     ) -> Chunk:  # fmt: skip
-        """The next chunk was made, with `view` unless it was given: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]."""
+        """The next chunk was made, with `view` unless it was given: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]. With `last_step`
+        its keys and values lie in the memory, to be committed.
+        """
         chunk = Chunk(frames, poses.astype(np.float32), actions, self.index)
-        self._decoder_state, self._pending = decoder_state, Past(latents, actions, poses, self._prompt, self._depth_of(latents, view))
-        self.last_frame = frames[-1]
+        self._decoder_state, self.last_frame = decoder_state, frames[-1]
+        self._pending = Past(latents, actions, poses, self._prompt, self._depth_of(latents, view), last_step)
         return chunk
 
     def settle(self) -> None:
@@ -423,14 +407,14 @@ class World:
         c, h, w = self.model.latent_shape
         return torch.randn(1, c, latents, h, w, generator=generator).to(self.model.device, self.model.dtype), generator
 
-    def _view(self, poses: np.ndarray) -> CameraView | None:
-        """Remembered pictures as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
+    def _view(self, memory: CompressedMemory, poses: np.ndarray) -> CameraView | None:
+        """Pictures remembered in `memory` as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
         config = self.model.transformer.config
         if not config.view_focal:
             return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        latents, ends, depths = zip(*(self._remembered(i) for i in self._memory.remembered()), strict=True)
-        index = torch.tensor(self._memory.remembered())
+        latents, ends, depths = zip(*(self._remembered(i) for i in memory.remembered()), strict=True)
+        index = torch.tensor(memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
         latents, depths = torch.cat(latents, 2), torch.cat(depths, 1)
         return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths)
@@ -450,7 +434,11 @@ class World:
         return past.latent_frame(k)
 
     def _write(self, memory: CompressedMemory, past: Past) -> None:
-        write_together(self.model, [memory], [past], [self.text_context(past.prompt)])
+        view = None
+        if past.last_step is not None:
+            look(memory, past.poses, past.latents.shape[2])
+            view = self._view(memory, past.poses)
+        write_together(self.model, [memory], [past], [self.text_context(past.prompt)], view)
 
     def _prompt_before(self, chunk: int) -> str:
         """Under which the chunk before `chunk` was made."""
@@ -510,7 +498,7 @@ class World:
         candidates, self._held = [*self._held, *range(self._base, base)], []
         for i in candidates:
             if recallable.isdisjoint(self._latent_frames(i)):
-                self._history[i] = replace(self._history[i], latents=None, poses=None, inverse_depth=None)
+                self._history[i] = replace(self._history[i], latents=None, poses=None, inverse_depth=None, last_step=None)
             else:
                 self._held.append(i)
         self._base = base
