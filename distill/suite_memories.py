@@ -35,6 +35,7 @@ from distill.suite import SuiteError
 from distill.suite_measures import revisits
 from worldmodel.actions import Action, parse_script
 from worldmodel.camera import integrate
+from worldmodel.chunk import Past
 from worldmodel.configs import MEMORY_NAMES
 from worldmodel.model import WorldModel
 from worldmodel.world import World
@@ -108,7 +109,7 @@ def show(world: World, clip: Clip, frames: int) -> None:
         rows = slice(first, first + n)
         state = model.autoencoder.advance(piece, world.decoder_state)
         poses = integrate(clip.actions[rows], start=world.pose)
-        world.accept(piece.clone(), clip.actions[rows], poses, clip.frames[rows], state)
+        world.accept(Past(piece.clone(), clip.actions[rows], poses, world.prompt), clip.frames[rows], state)
         world.finalize()
 
 

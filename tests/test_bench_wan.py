@@ -10,6 +10,7 @@ from worldmodel import bench_wan
 from worldmodel.cli import main
 from worldmodel.configs import MemoryConfig
 from worldmodel.plain_loop import PlainLoop
+from worldmodel.runtime import RuntimeConfig
 
 SCALE = 1 / 24
 
@@ -77,9 +78,26 @@ def test_the_command_prints_stages_and_roofline(capsys, tmp_path):
     out = tmp_path / "figures.json"
     assert main(["bench", *options, "--random-weights", "--history", "0", "5", "--kv", "float8", "--json", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "kv=float8" in said and "Roofline at 5 s" in said and "First frames after" in said
+    assert "kv=float8" in said and "Roofline at 5 s" in said and "First frames after" in said and "In use at most" in said
     rows = json.loads(out.read_text())["rows"]
+    assert all(r["in_use"] > r["memory_mb"] * 2**20 for r in rows)
     assert [r["seconds"] for r in rows] == [0, 5] and all(0 < r["flops_used"] for r in rows)
+
+
+def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(capsys, monkeypatch):
+    monkeypatch.setattr(bench_wan.fitting, "free_bytes", lambda device: 90 * 2**30)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("weights are being drawn"))
+    assert main(["bench", "--config", "wan-14b", "--random-weights", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "wan-14b needs 170.3 GiB" in said and "85.5 GiB free. What fits: --kv float8: 80.4 GiB." in said
+
+
+def test_nothing_is_left_to_write_after_the_last_step():
+    model = bench_wan.random_model("wan-1.3b", SCALE, device="cpu", runtime=RuntimeConfig(context="last_step"))
+    stages, memory, passes = bench_wan.Stages(model), model.new_memory(), []
+    model.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
+    stages.write(memory, stages.denoise(memory))
+    assert len(passes) == model.config.sampler.steps and memory.count == model.config.chunk
 
 
 def test_the_command_sets_ways_side_by_side(capsys):

@@ -115,14 +115,27 @@ def test_worlds_together_are_as_alone(runtime):
             assert np.abs(a.frames.astype(int) - b.frames.astype(int)).max() <= 1
 
 
-def test_overlap_changes_no_frame_and_writes_the_memory_early(plain):
+def test_overlap_changes_no_frame_and_passes_early(plain):
     model = small_model().use_runtime(RuntimeConfig(overlap=True))
     assert torch.equal(latents_of(model), plain)
-    world = model.start(picture(), seed=0)
+    world, passes = model.start(picture(), seed=0), []
+    model.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
     world.generate(Action.idle())
-    assert world.memory.count == world.latents_finalized + 1
+    made, count = len(passes), world.memory.count
+    assert made == model.config.sampler.steps + 1
     world.finalize()
-    assert world.memory.count == world.latents_finalized
+    assert len(passes) == made and world.memory.count == count + 1 == world.latents_finalized
+
+
+def test_overlap_leaves_nothing_of_a_chunk_that_fails(plain, monkeypatch):
+    """The clean pass is over when fetching the frames fails."""
+    model = small_model().use_runtime(RuntimeConfig(overlap=True))
+    world = model.start(picture(), "a snowy village", seed=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "to_frames", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            world.generate("d*4")
+    assert torch.equal(torch.cat([world.last_latents for _ in world.stream(SCRIPT)], 2), plain)
 
 
 def test_offloaded_layers_compute_the_same(plain):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,15 +62,16 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
     clock.append(time.perf_counter())
     with decode_stream(model) as stream:
         decoded = decode_together(model, latents, [world.decoder_state for world in worlds])
-    if model.runtime.overlap and not reuse:
+    laid = reuse or model.runtime.overlap
+    if laid and not reuse:
         pasts = [Past(latents[i : i + 1], p.actions, p.poses, world.prompt) for i, (world, p) in enumerate(zip(worlds, plans, strict=True))]
-        write_together(model, [world.memory for world in worlds], pasts, [p.text for p in plans])
+        write_together(model, [world.memory for world in worlds], pasts, [p.text for p in plans], commit=False)
     with stream:
         frames = [model.to_frames(video) for video, _ in decoded]
     chunks = []
     for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
-        own = latents[i : i + 1].clone()
-        chunks.append(world.accept(own, plan.actions, plan.poses, frames[i], decoded[i][1], plan.view, last.row(i) if reuse else None))
+        own = Past(latents[i : i + 1].clone(), plan.actions, plan.poses, world.prompt, last_step=last.row(i) if reuse else None)
+        chunks.append(world.accept(own, frames[i], decoded[i][1], plan.view, laid))
     clock.append(time.perf_counter())
     for chunk in chunks:
         chunk.timings.update(zip(("prepare", "denoise", "decode"), (1000 * float(d) for d in np.diff(clock)), strict=True))
@@ -78,16 +80,16 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
 
 @torch.no_grad()
 def finalize_together(worlds: Sequence[World]) -> None:
-    """Write every world's last chunk into its memory, where that is still to be done: by the clean-context pass, or from what the last
-    denoising step has put there.
+    """Write every world's last chunk into its memory, where that is still to be done: by the clean-context pass, or from what `generate`
+    has laid there.
     """
     due = [world for world in worlds if world.pending is not None]
     unwritten = [world for world in due if world.memory.count == world.latents_finalized]
-    if clean := [world for world in unwritten if world.pending.last_step is None]:
-        texts = [world.text_context(world.pending.prompt) for world in clean]
-        write_together(_model_of(worlds), [world.memory for world in clean], [world.pending for world in clean], texts)
+    if passing := [world for world in unwritten if not world.laid]:
+        texts = [world.text_context(world.pending.prompt) for world in passing]
+        write_together(_model_of(worlds), [world.memory for world in passing], [world.pending for world in passing], texts)
     for world in unwritten:
-        if world.pending.last_step is not None:
+        if world.laid:
             world.memory.commit(world.pending.latents.shape[2])
     for world in due:
         world.settle()
@@ -95,10 +97,11 @@ def finalize_together(worlds: Sequence[World]) -> None:
 
 @torch.no_grad()
 def write_together(
-    model: WorldModel, memories: Sequence[CompressedMemory], pasts: Sequence[Past], texts: Sequence[Text], view: CameraView | None = None
-) -> None:
+    model: WorldModel, memories: Sequence[CompressedMemory], pasts: Sequence[Past], texts: Sequence[Text], view: CameraView | None = None,
+    commit: bool = True,
+) -> None:  # fmt: skip
     """Write one chunk each by a pass over its finished latents, the clean-context pass; or, where a chunk has one, over what its last
-    denoising step was given, with the `view` that it had.
+    denoising step was given, with the `view` that it had. Without `commit` it does not count yet.
     """
     for memory, past in zip(memories, pasts, strict=True):
         look(memory, past.poses, past.latents.shape[2])
@@ -110,7 +113,8 @@ def write_together(
         camera=encode_camera(model, [past.actions for past in pasts], [past.poses for past in pasts]),
         memory=together(memories),
         view=view,
-        write=True,
+        write=commit,
+        keep=True,
     )
 
 
@@ -120,10 +124,16 @@ def decode_stream(model: WorldModel) -> Iterator[Any]:
     if not (model.runtime.overlap and model.device.type == "cuda"):
         yield nullcontext()
         return
-    stream = torch.cuda.Stream(model.device)
+    stream = _decode_stream(model.device)
     stream.wait_stream(torch.cuda.current_stream(model.device))
     with torch.cuda.stream(stream):
         yield torch.cuda.stream(stream)
+
+
+@lru_cache
+def _decode_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all chunks: the allocator keeps freed memory by stream, so a new one each time would hold the decoder's room many times."""
+    return torch.cuda.Stream(device)
 
 
 def decode_together(model: WorldModel, latents: Tensor, states: Sequence[Any]) -> list[tuple[Tensor, Any]]:

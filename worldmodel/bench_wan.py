@@ -9,14 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import psutil
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from worldmodel import bench
+from worldmodel import bench, fitting
 from worldmodel.actions import Action, to_array
 from worldmodel.autoencoder import WanAutoencoder
 from worldmodel.batch import encode_camera
@@ -24,7 +25,7 @@ from worldmodel.configs import MemoryConfig, SamplerConfig
 from worldmodel.memory import CompressedMemory
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.plain_loop import PlainLoop
-from worldmodel.runtime import RuntimeConfig
+from worldmodel.runtime import RuntimeConfig, apply_runtime
 from worldmodel.sampling import denoise_and_keep
 from worldmodel.text import PromptCache, TextConfig, TextEncoder
 from worldmodel.transformer import CausalWorldTransformer
@@ -47,24 +48,45 @@ def random_model(
     heads, ffn, layers = (max(1, round(n * scale)) for n in SHAPES[name])
     size = tuple(max(32, 16 * round(n * scale / 16)) for n in SIZE)
     length, dim = (max(16, round(n * scale)) for n in TEXT)
+    runtime, memory_config = runtime or RuntimeConfig(), MemoryConfig(window=9, horizon=80)
+    memory_config = memory_config.named(memory) if memory else memory_config
+
+    def made(device: torch.device | str) -> tuple[AutoencoderKLWan, CausalWorldTransformer]:
+        with torch.device(device):
+            vae = AutoencoderKLWan(base_dim=max(8, 8 * round(VAE_WIDTH * scale / 8)))
+        with torch.device(device if device == "meta" else runtime.weights_device(where)):
+            shape = dict(num_attention_heads=heads, attention_head_dim=HEAD_DIM, ffn_dim=ffn, num_layers=layers, text_dim=dim)
+            return vae, CausalWorldTransformer(**shape)
+
+    vae, transformer = made("meta")
+    _check(fitting.Wish(transformer, WanAutoencoder(vae), memory_config, size, 3, dtype, 0, length, runtime), where, name)
     torch.manual_seed(0)
-    with where:
-        vae = AutoencoderKLWan(base_dim=max(8, 8 * round(VAE_WIDTH * scale / 8))).to(dtype)
-        transformer = CausalWorldTransformer(
-            num_attention_heads=heads, attention_head_dim=HEAD_DIM, ffn_dim=ffn, num_layers=layers, text_dim=dim
-        )  # fmt: skip
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # so that nothing of a large shape is ever there in float32
+    try:
+        vae, transformer = made(where)
+    finally:
+        torch.set_default_dtype(usual)
     for part, parameter in transformer.named_parameters():
-        if not any(kept in part for kept in transformer._keep_in_fp32_modules):
-            parameter.data = parameter.data.to(dtype)
-    memory_config = MemoryConfig(window=9, horizon=80)
+        if any(kept in part for kept in transformer._keep_in_fp32_modules):
+            parameter.data = parameter.data.float()
+    apply_runtime(transformer, runtime, where)
     config = ModelConfig(
-        name=f"{name}-random", size=size, chunk=3, memory=memory_config.named(memory) if memory else memory_config,
+        name=f"{name}-random", size=size, chunk=3, memory=memory_config,
         sampler=SamplerConfig(steps=4, stochastic=True), text=TextConfig("umt5", length, dim),
     )  # fmt: skip
     cache = PromptCache(config.text)
     cache.add("", torch.randn(length, dim, generator=torch.Generator().manual_seed(1)))
-    model = WorldModel(transformer, WanAutoencoder(vae), TextEncoder(config.text, cache=cache), config)
-    return model.use_runtime(runtime or RuntimeConfig())
+    return WorldModel(transformer, WanAutoencoder(vae), TextEncoder(config.text, cache=cache), config, runtime=runtime)
+
+
+def _check(wish: fitting.Wish, device: torch.device, name: str) -> None:
+    """Raise `TooLargeError` for a shape that does not fit, with the options of the command that would make it."""
+    narrow = {"--kv float8": replace(wish, runtime=replace(wish.runtime, kv="float8"))} if wish.runtime.kv == "same" else {}
+    least = replace(wish.runtime, kv="float8", linears="same", offload="layers")
+    on_gpu = {"--kv float8 --offload layers": replace(wish, runtime=least)} if device.type != "cpu" else {}
+    ways = narrow | {"--memory window": replace(wish, memory=wish.memory.named("window"))} | on_gpu
+    fitting.check(wish, device, name, [*ways.items()])
 
 
 def describe(model: WorldModel) -> str:
@@ -85,9 +107,12 @@ def describe(model: WorldModel) -> str:
 # -- the stages of a chunk --------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class WanRow(bench.Row):
-    """`Row`, and: ms from a start picture to its first frames, and how the denoising passes compare with the chip's peaks."""
+    """`Row`, and: ms from a start picture to its first frames, bytes in use at most (on CUDA those allocated there, else the process's),
+    and how the denoising passes compare with the chip's peaks.
+    """
 
     first_frame: float
+    in_use: int
     flops: float  # of one pass
     bytes: float  # of weights, keys and values that one pass reads
     peak_flops: float
@@ -169,6 +194,8 @@ def latents_of(model: WorldModel, seconds: float) -> int:
 def measure(model: WorldModel, seconds: float, chunks: int = 24, progress: Callable[[str], None] = lambda _: None) -> WanRow:
     """One row of the table: medians of `chunks` chunks after `seconds` of history, which keeps growing as they are written."""
     progress(f"{seconds:g} s of history")
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
     stages = Stages(model)
     first, _ = stages.timed(lambda: model.start(np.zeros((*model.size, 3), dtype=np.uint8)).generate(Action.idle()))
     memory = stages.memory(latents_of(model, seconds))
@@ -184,12 +211,13 @@ def measure(model: WorldModel, seconds: float, chunks: int = 24, progress: Calla
     totals, visible = [sum(r) for r in rows], [r[0] + r[2] + r[3] for r in rows]
     ms = [1000 * statistics.median(column) for column in zip(*rows, strict=True)]
     total = statistics.median(totals)
+    in_use = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else psutil.Process().memory_info().rss
     gemm, copy = peaks(model.device, model.transformer.compute_dtype or model.dtype)
     flops, moved = pass_cost(model, memory)
     return WanRow(
         seconds, *ms, 1000 * total, 1000 * float(np.percentile(totals, 95)), model.chunk_frames / total,
         1000 * bench.key_to_frame(model, total, visible), tokens, memory.num_bytes / 2**20,
-        1000 * first, flops, moved, gemm, copy, model.config.sampler.steps,
+        1000 * first, in_use, flops, moved, gemm, copy, model.config.sampler.steps,
     )  # fmt: skip
 
 
@@ -232,7 +260,9 @@ def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 def table(rows: Sequence[WanRow]) -> str:
     """Markdown: the stages, and a line of what the chip could do for each."""
-    lines = [bench.table(list(rows)), "", f"First frames after {statistics.median(r.first_frame for r in rows):.0f} ms.", ""]
+    first, in_use = statistics.median(r.first_frame for r in rows), max(r.in_use for r in rows)
+    cost = f"First frames after {first:.0f} ms. In use at most {in_use / 2**20:.0f} MiB, weights included."
+    lines = [bench.table(list(rows)), "", cost, ""]
     for r in rows:
         lines.append(
             f"Roofline at {r.seconds:g} s: a pass is {r.flops / 1e9:.1f} GFLOP and reads {r.bytes / 2**20:.0f} MiB; "

@@ -1,4 +1,4 @@
-"""What a step takes and makes: `Plan` -> latents -> `Chunk`, and `Past`, what a world keeps of it."""
+"""What a step takes and makes: `Plan` -> latents -> `Chunk`; `Past`, what a world keeps of it, and `MemoryTile`, what its memory does."""
 
 from __future__ import annotations
 
@@ -73,3 +73,16 @@ class Past:
         count = self.latents.shape[2]
         depth = None if self.inverse_depth is None else self.inverse_depth[:, k : k + 1]
         return self.latents[:, :, k : k + 1], self.poses[(k + 1) * len(self.poses) // count - 1], depth
+
+
+@dataclass(frozen=True)
+class MemoryTile:
+    """One latent frame in the memory: its number (the start picture's is 0), how many chunks there were with it, by what factor it is
+    pooled, how many tokens that makes, and the pose [4, 4] of its last video frame.
+    """
+
+    latent: int
+    at: int
+    factor: int
+    tokens: int
+    pose: np.ndarray

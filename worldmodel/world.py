@@ -22,7 +22,7 @@ from worldmodel.actions import Action, ActionError, as_actions, to_array
 from worldmodel.batch import encode_camera, finalize_together, generate_together, look, write_together
 from worldmodel.camera import integrate, pose_code
 from worldmodel.camera_view import CameraView, depth_of, next_view
-from worldmodel.chunk import Chunk, LastStep, Past, Plan
+from worldmodel.chunk import Chunk, MemoryTile, Past, Plan
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
 from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, pack_pasts, unpack
@@ -46,19 +46,6 @@ class _Snapshot:
     decoder_state: Any
     recallable: frozenset[int]
     last_frame: np.ndarray
-
-
-@dataclass(frozen=True)
-class MemoryTile:
-    """One latent frame in the memory: its number (the start picture's is 0), how many chunks there were with it, by what factor it is
-    pooled, how many tokens that makes, and the pose [4, 4] of its last video frame.
-    """
-
-    latent: int
-    at: int
-    factor: int
-    tokens: int
-    pose: np.ndarray
 
 
 class World:
@@ -87,6 +74,7 @@ class World:
         self._snapshots: dict[int, _Snapshot] = {}
         self._decoder_state: Any = None
         self._pending: Past | None = None
+        self._laid = False
         start_actions, start_poses = to_array([Action.idle()]), np.eye(4)[None]
         with torch.no_grad():
             if first_latent is None:
@@ -193,7 +181,8 @@ class World:
         self._refresh_window()
         per_frame = self._frames_of(actions)
         video, decoder_state = self.model.autoencoder.decode_chunk(latents, self._decoder_state)
-        return self.accept(latents, per_frame, integrate(per_frame, start=self.pose), self.model.to_frames(video), decoder_state)
+        past = Past(latents, per_frame, integrate(per_frame, start=self.pose), self._prompt)
+        return self.accept(past, self.model.to_frames(video), decoder_state)
 
     def finalize(self) -> None:
         """Write the last chunk into the memory, if that is still to be done."""
@@ -338,6 +327,11 @@ class World:
         return self._pending
 
     @property
+    def laid(self) -> bool:
+        """Whether the pending chunk's keys and values lie in the memory and only have to be committed."""
+        return self._laid
+
+    @property
     def latents_finalized(self) -> int:
         """Latent frames that the memory has seen when nothing is pending."""
         return 1 + len(self._history) * self.model.config.chunk
@@ -352,15 +346,12 @@ class World:
         return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(self._memory, poses))
 
     def accept(
-        self, latents: Tensor, actions: np.ndarray, poses: np.ndarray, frames: np.ndarray, decoder_state: Any,
-        view: CameraView | None = None, last_step: LastStep | None = None,
+        self, past: Past, frames: np.ndarray, decoder_state: Any, view: CameraView | None = None, laid: bool = False
     ) -> Chunk:  # fmt: skip
-        """The next chunk was made, with `view` unless it was given: latents [1, C, t, h, w], frames uint8 [F, H, W, 3]. With `last_step`
-        its keys and values lie in the memory, to be committed.
-        """
-        chunk = Chunk(frames, poses.astype(np.float32), actions, self.index)
+        """The next chunk was made, with `view` unless it was given; its frames are uint8 [F, H, W, 3]. `laid` as the property."""
+        chunk = Chunk(frames, past.poses.astype(np.float32), past.actions, self.index)
+        self._pending, self._laid = replace(past, inverse_depth=self._depth_of(past.latents, view)), laid
         self._decoder_state, self.last_frame = decoder_state, frames[-1]
-        self._pending = Past(latents, actions, poses, self._prompt, self._depth_of(latents, view), last_step)
         return chunk
 
     def settle(self) -> None:
