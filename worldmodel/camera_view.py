@@ -33,6 +33,9 @@ FAR_AWAY = 128.0
 """Steps between two places at which the picture of one is half as good for the other."""
 SHARPER = 8.0
 """Power of the quality by which pictures are weighed where several reach."""
+GUESSED = 0.6
+"""Trust in what no picture shows: there a view continues what is at its edge, which is cleaner than a small model's mean of all that may
+be there, and no further from the truth."""
 ASTRAY = 2.0
 """Pixels by which a look-up may go astray for what the picture has there being elsewhere; at twice that it shows something else."""
 
@@ -177,7 +180,7 @@ class CameraView:
     Attributes:
         frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
         known: [N, 4, H, W], with what quality; 0 where no picture shows it.
-        trust: [N, 4, H, W] in 0..1, how far the frames are to be taken for the truth, however old the pictures.
+        trust: [N, 4, H, W] in `GUESSED`..1, how far the frames are to be taken for the truth, however old the pictures.
         latents: [N, C, h, w] of `frames`.
         inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
@@ -217,7 +220,7 @@ class CameraView:
         weight = shows * quality[:, :, None, None, None] ** SHARPER
         weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
         self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
-        self.known, self.trust = known.amax(1), shows.amax(1)
+        self.known, self.trust = known.amax(1), shows.amax(1).clamp_min(GUESSED)
         self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
 
     def depth_of(self, latents: Tensor) -> Tensor:
