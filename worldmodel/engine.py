@@ -11,6 +11,7 @@ that fails is stepped world by world, so only the world at fault ends; a world t
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 import threading
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -153,6 +155,7 @@ class Engine:
         def work() -> Any:
             world = self._make(make)
             seat.world, seat.changed, seat.saved = world, True, 0.0
+            trim_heap()
             return world
 
         return self._submit(work, _future())
@@ -366,6 +369,7 @@ class Engine:
         elif not keep and seat.token is not None and self.autosave is not None:
             seat.saving = self._saver.submit(self.autosave.forget, seat.token)  # after what is being written
         seat.world = None
+        trim_heap()
         return seat.saving
 
     def _autosave(self, seat: Seat) -> None:
@@ -400,6 +404,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(s in str(error) for s in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def trim_heap() -> None:
+    """Give back to the system what worlds that are gone have left; glibc keeps it in pieces, and a server would grow with every visit."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Where the C library is glibc."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, TypeError, AttributeError):
+        return None
 
 
 def free_memory() -> None:
