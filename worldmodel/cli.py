@@ -140,7 +140,11 @@ def _generate(args: argparse.Namespace) -> int:
     if args.image is None and not prompt:
         names = ", ".join(gallery)
         raise ValueError(f"Give --image or --prompt. Gallery worlds that --image understands: {names or 'none'}.")
-    world = model.start(place.image_path if place else args.image, prompt, args.seed)
+    image = place.image_path if place else args.image
+    found = None if image is None else model.familiarity(image)
+    if found is not None and found.notice:
+        print(f"worldmodel: {found.notice}", file=sys.stderr)
+    world = model.start(image, prompt, args.seed)
 
     def frames():
         yield world.first_frame

@@ -8,6 +8,7 @@ A model on disk is a folder::
     tiny_decoder/      optional: TinyWanDecoder, which then decodes, and the autoencoder encodes start pictures
     text_encoder/, tokenizer/   optional: UMT5
     prompts.safetensors   optional: embeddings of known prompts, so that they need no text encoder
+    familiarity.safetensors   optional: what pictures the weights know (`worldmodel.familiarity`)
 
 Names that ship with the package (``"tiny"``) are folders under ``worldmodel/weights``; their gallery is beside it.
 """
@@ -30,6 +31,7 @@ from torch import Tensor
 from worldmodel.autoencoder import VideoAutoencoder, WanAutoencoder
 from worldmodel.batch import finalize_together, generate_together
 from worldmodel.chunk import Chunk
+from worldmodel.familiarity import Familiarity, KnownPictures
 from worldmodel.images import load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.runtime import RuntimeConfig, apply_runtime
@@ -109,13 +111,14 @@ class WorldModel:
         config: ModelConfig,
         gallery: Path | None = None,
         runtime: RuntimeConfig | None = None,
+        known_pictures: KnownPictures | None = None,
     ) -> None:
         height, width = config.size
         stride = autoencoder.spatial_stride * transformer.config.patch_size[1]
         if height % stride or width % stride:
             raise ModelError(f"The size {height}x{width} is not a multiple of {stride} (autoencoder stride x patch).")
         self.transformer, self.autoencoder, self.text, self.config = transformer.eval(), autoencoder, text, config
-        self._gallery_folder = gallery
+        self._gallery_folder, self.known_pictures = gallery, known_pictures
         self.runtime = runtime or RuntimeConfig()  # as `apply_runtime` has made the transformer
 
     # -- geometry ----------------------------------------------------------------------------------------------------------
@@ -192,7 +195,11 @@ class WorldModel:
         runtime = runtime or RuntimeConfig()
         parts = load_parts(folder, config, device, dtype, text_device, check, runtime)
         gallery = folder / "gallery"
-        return cls(*parts, config, gallery if gallery.exists() else None, runtime)
+        try:
+            known = KnownPictures.load(folder)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        return cls(*parts, config, gallery if gallery.exists() else None, runtime, known)
 
     @classmethod
     def from_wan(
@@ -250,6 +257,8 @@ class WorldModel:
             known.pop("_name_or_path", None)  # where the weights happened to lie
             description.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
         (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=1) + "\n")
+        if self.known_pictures is not None:
+            self.known_pictures.save(folder)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The parts with weights, by the folders that they are saved in."""
@@ -303,8 +312,9 @@ class WorldModel:
     def with_config(self, **changes: Any) -> WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""
         return WorldModel(
-            self.transformer, self.autoencoder, self.text, replace(self.config, **changes), self._gallery_folder, self.runtime
-        )
+            self.transformer, self.autoencoder, self.text, replace(self.config, **changes), self._gallery_folder, self.runtime,
+            self.known_pictures,
+        )  # fmt: skip
 
     def with_steps(self, steps: int) -> WorldModel:
         """The same weights with another number of denoising steps."""
@@ -321,6 +331,13 @@ class WorldModel:
             return []
         entries = json.loads((self._gallery_folder / "gallery.json").read_text())
         return [GalleryWorld(e["name"], e["prompt"], self._gallery_folder / e["image"], e["family"]) for e in entries]
+
+    def familiarity(self, image: Any) -> Familiarity | None:
+        """How far a start picture (as `start` takes it) is from what these weights know; None where they do not say.
+
+        It changes nothing: any picture starts a world. Raises ImageError as `start` does.
+        """
+        return None if self.known_pictures is None else self.known_pictures.judge(self._start_picture(image))
 
     def check_prompt(self, prompt: str) -> None:
         if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT:
@@ -339,13 +356,17 @@ class WorldModel:
     @torch.no_grad()
     def encode_image(self, image: Any) -> Tensor:
         """Latents [1, C, 1, h, w] of a start picture"""
+        pixels = torch.from_numpy(self._start_picture(image))
+        video = pixels.permute(2, 0, 1)[None, :, None].to(self.device, self.dtype) / 127.5 - 1
+        return self.autoencoder.encode(video)
+
+    def _start_picture(self, image: Any) -> np.ndarray:
+        """uint8 [H, W, 3] of the model's size"""
         if isinstance(image, np.ndarray):
             from PIL import Image
 
             image = Image.fromarray(image)
-        pixels = torch.from_numpy(load_start_image(image, self.size).copy())
-        video = pixels.permute(2, 0, 1)[None, :, None].to(self.device, self.dtype) / 127.5 - 1
-        return self.autoencoder.encode(video)
+        return load_start_image(image, self.size).copy()
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> list[tuple[Tensor, Tensor]]:

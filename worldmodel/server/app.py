@@ -31,7 +31,7 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.datastructures import Headers
 
-from worldmodel.images import ImageError, load_start_image
+from worldmodel.images import ImageError
 from worldmodel.server import protocol as p
 from worldmodel.server.branches import NotPossible
 from worldmodel.server.conversation import SEND_TIMEOUT_S, Socket, serve
@@ -42,7 +42,7 @@ from worldmodel.server.metrics import CONTENT_TYPE
 from worldmodel.server.origin import read_world
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.tickets import Tickets
-from worldmodel.server.uploads import Uploads
+from worldmodel.server.uploads import Upload, Uploads
 
 STATIC_DIR = Path(__file__).parent / "static"
 THUMBNAIL_SIDE = 320
@@ -149,10 +149,10 @@ def create_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
         if body is None:
             return refused(413, "bytes", f"The file is too large: at most {settings.upload_bytes // 2**20} MB.")
         try:
-            picture = await asyncio.to_thread(load_start_image, body, model.size)
+            taken = await asyncio.to_thread(Upload.of, body, model)
         except ImageError as error:
             return refused(422, "image", str(error))
-        return JSONResponse({"id": uploads.add(picture)})
+        return JSONResponse({"id": uploads.add(taken)})
 
     @app.post("/api/v1/worlds")
     async def upload_world(request: Request) -> Response:

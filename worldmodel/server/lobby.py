@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from worldmodel.admission import Admission, AdmissionConfig, Refused, Ticket
 from worldmodel.engine import Engine, EngineConfig, EngineFull, EngineStopped
 from worldmodel.server import protocol as p
@@ -23,6 +21,7 @@ from worldmodel.server.outbox import Connection
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.timeline import Thumbnails
+from worldmodel.server.uploads import Upload
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class _Visit:
 class Lobby:
     """Owns the engine and the sessions. Nobody who walks within the limits has to go for a newcomer."""
 
-    def __init__(self, model: Any, settings: ServerSettings, find_image: Callable[[str], np.ndarray | None], files: Files) -> None:
+    def __init__(self, model: Any, settings: ServerSettings, find_image: Callable[[str], Upload | None], files: Files) -> None:
         self._settings, self._find_image, self._files = settings, find_image, files
         self.metrics = Metrics()
         self.stopping = False

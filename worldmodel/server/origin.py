@@ -27,6 +27,7 @@ class Origin:
     gallery: str | None = None
     image: str | None = None
     file: Path | None = None  # an uploaded world, in which everything else is told
+    notice: str | None = None  # what the visitor is to be told of their picture
 
     @classmethod
     def in_gallery(cls, entry: Any) -> Origin:

@@ -215,7 +215,7 @@ _CLIENT = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
 
 class Ready(_Message):
     """Answer to `hello`: what will be streamed, which keys do what, and the token that resumes this session. `seq` is the newest `step`
-    that has arrived.
+    that has arrived. `notice` is a sentence for the visitor about the world that begins.
     """
 
     type: Literal["ready"] = "ready"
@@ -232,6 +232,7 @@ class Ready(_Message):
     chunk: int
     window: int
     keys: dict[str, str]
+    notice: str | None = None
 
 
 Pose = Annotated[list[float], Field(min_length=12, max_length=12)]
@@ -255,7 +256,7 @@ class Queued(_Message):
 
 
 class WorldState(_Message):
-    """The world being walked through; sent after `ready` and whenever something of it changes."""
+    """The world being walked through; sent after `ready` and whenever something of it changes. `notice` is as in `ready`."""
 
     type: Literal["world"] = "world"
     gallery: str | None
@@ -267,6 +268,7 @@ class WorldState(_Message):
     loading: bool = False
     branch: int = 0
     branches: list[Branch] = []
+    notice: str | None = None
 
 
 class ChunkInfo(_Message):

@@ -17,9 +17,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from worldmodel.actions import Action
@@ -36,6 +36,7 @@ from worldmodel.server.pacing import StepTime
 from worldmodel.server.record import Record, memory_message
 from worldmodel.server.settings import ServerSettings
 from worldmodel.server.timeline import Thumbnails
+from worldmodel.server.uploads import Upload, notice_of
 
 log = logging.getLogger(__name__)
 _SEND_MARGIN_S = 0.005  # encoding and hand-over, on top of the model's step
@@ -49,7 +50,7 @@ class Session:
 
     Args:
         engine: Steps the worlds of its `model`, a `WorldModel` (or anything with its face).
-        find_image: Upload id -> uint8 [H, W, 3], or None when it is unknown.
+        find_image: Upload id -> what was uploaded, or None when it is unknown.
         files: Where downloads are put, and uploaded worlds are found.
         token: With it the visitor comes back; a new one by default.
         saved: The `WorldState` of an earlier session with this token, to go on in.
@@ -60,7 +61,7 @@ class Session:
         self,
         engine: Engine,
         settings: ServerSettings,
-        find_image: Callable[[str], np.ndarray | None],
+        find_image: Callable[[str], Upload | None],
         files: Files,
         token: str | None = None,
         saved: Any = None,
@@ -132,12 +133,12 @@ class Session:
             self._steps.clear()
         window = self._out.renew(hello)
         height, width = self._model.size
+        refusal = self._request_reset(hello) if fresh else None
         ready = p.Ready(
             session=self.id, resume=self.token, resumed=resumed, fps=float(self._model.fps), width=width, height=height,
             seq=self._step_seq, mode=hello.mode, codec=hello.codec, chunk=self._model.chunk_frames, window=window,
-            keys=dict(p.KEY_BINDINGS),
+            keys=dict(p.KEY_BINDINGS), notice=self._coming.notice,
         )  # fmt: skip
-        refusal = self._request_reset(hello) if fresh else None
         await connection.send(ready)
         if refusal is not None:
             await connection.send(refusal)
@@ -245,6 +246,11 @@ class Session:
 
     # ---- worlds -------------------------------------------------------------------------------------------------------
 
+    @property
+    def _coming(self) -> Origin:
+        """Where the world began that is walked in, or that is being made."""
+        return self._reset or self._origin
+
     def _request_reset(self, reset: p.Reset | p.Hello) -> p.Error | None:
         """Begin there as soon as may be, or say why not."""
         origin = self._origin
@@ -254,10 +260,10 @@ class Session:
                 return p.Error(code="not_found", message=f"There is no world called {reset.gallery!r} here.")
             origin = Origin.in_gallery(entry)
         elif reset.image is not None:
-            picture = self._find_image(reset.image)
-            if picture is None:
+            upload = self._find_image(reset.image)
+            if upload is None:
                 return p.Error(code="not_found", message="That picture is not here any more; upload it again.")
-            origin = Origin(Image.fromarray(picture), "", 0, image=reset.image)
+            origin = Origin(Image.fromarray(upload.picture), "", 0, image=reset.image, notice=upload.notice)
         elif reset.world is not None:
             file = self._files.get(reset.world)
             if file is None:
@@ -278,11 +284,15 @@ class Session:
         saved, self._saved = self._saved, None
         brought = origin.file is not None
         before = self._origin, self._prompt
+        if not brought:
+            self._origin = origin
         await self._send(self._state(loading=True))
         try:
             if brought:
                 saved = await asyncio.to_thread(read_world, origin.file, self._model)
                 origin = Origin.from_note(saved.note, saved.meta, self._model.gallery, self._model.size)
+            if saved is not None and origin.gallery is None:
+                origin = replace(origin, notice=await asyncio.to_thread(notice_of, self._model, origin.picture))
             self._origin = origin
             if self._new_prompt is None:  # else it came while this waited
                 self._prompt = origin.prompt if saved is None else saved.meta["prompt"]
@@ -386,7 +396,7 @@ class Session:
         loading = self._seat is None or self._reset is not None if loading is None else loading
         return p.WorldState(
             gallery=o.gallery, image=o.image, prompt=self._prompt, seed=o.seed, speed=self._speed, paused=self._out.paused, loading=loading,
-            branch=self._branches.current.number, branches=self._branches.told(),
+            branch=self._branches.current.number, branches=self._branches.told(), notice=self._coming.notice,
         )  # fmt: skip
 
     # ---- the three loops ----------------------------------------------------------------------------------------------
