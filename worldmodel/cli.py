@@ -62,7 +62,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="packaged model, folder or hub id (default: tiny)")
     parser.add_argument("--worlds", type=int, metavar="N", help="visitors who walk at once (default: 1)")
     parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
-    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes behind one address, by Ray Serve (extra [ray])")
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="so many servers behind one address, each with its own model and --worlds "
+        "places, and sharing the cores; Ray Serve starts them again when they die (extra [ray]; docs/reliability.md)",
+    )  # fmt: skip
     add_arguments(parser)
     parser.set_defaults(run=_serve)
 
@@ -90,7 +93,7 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         from worldmodel.server.ray_app import serve_replicas
     except ImportError as error:
-        raise ValueError(f"--replicas needs {error.name}: install worldmodel[app,ray].") from error
+        raise ValueError(f"--replicas needs {error.name}: install worldmodel[serve,ray].") from error
     serve_replicas(config, args.replicas)
     return 0
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -121,15 +122,14 @@ class AsyncRemoteWorld:
             raise ValueError(f"Give the server's address, for example http://127.0.0.1:7860, got {url!r}.")
         if mode not in ("lockstep", "realtime"):
             raise ValueError(f"mode is lockstep or realtime, got {mode!r}.")
-        secure, path = parts.scheme in ("https", "wss"), parts.path.rstrip("/")
-        self.url = urlunsplit(("https" if secure else "http", parts.netloc, path, "", ""))
-        self._stream_url = urlunsplit(("wss" if secure else "ws", parts.netloc, f"{path}/api/v1/stream", "", ""))
+        self.url = urlunsplit(("https" if parts.scheme in ("https", "wss") else "http", parts.netloc, parts.path.rstrip("/"), "", ""))
+        """The server's address; of several behind one address the one that has this world, as soon as that is known."""
         self._image, self._world, self._prompt, self._seed, self._access_token = image, world, prompt, seed, access_token
         self._mode, self._codec = mode, codec or ("png" if mode == "lockstep" else "jpeg")
         self._window, self._wait_s, self._timeout_s, self._reconnect_s = window, wait_s, timeout_s, reconnect_s
 
         self.token = resume
-        """Secret with which this world is found again: ``connect(url, resume=token)``."""
+        """Secret with which this world is found again: ``connect(world.url, resume=world.token)``."""
         self.ready: p.Ready | None = None
         self.state: p.WorldState | None = None
         self.stats: p.Stats | None = None
@@ -281,6 +281,7 @@ class AsyncRemoteWorld:
 
     # -- the connection ----------------------------------------------------------------------------------------------------
     async def _start(self) -> None:
+        self.url = await asyncio.to_thread(_one_of_several, self.url, self._timeout_s)
         fresh = self.token is None and self._world is not None
         start = {"world": await self._upload_world(self._world)} if fresh else await self._start_from(self._image)
         deadline = time.monotonic() + self._wait_s
@@ -310,7 +311,7 @@ class AsyncRemoteWorld:
         self._error = self._end = None
         try:
             socket = await _open_socket(
-                self._stream_url, subprotocols=[p.SUBPROTOCOL], compression=None, max_size=_MAX_MESSAGE,
+                f"ws{self.url.removeprefix('http')}/api/v1/stream", subprotocols=[p.SUBPROTOCOL], compression=None, max_size=_MAX_MESSAGE,
                 open_timeout=self._timeout_s, close_timeout=1,
             )  # fmt: skip
         except InvalidStatus as error:
@@ -614,6 +615,10 @@ class RemoteWorld:
         return self._world.stats
 
     @property
+    def url(self) -> str:
+        return self._world.url
+
+    @property
     def token(self) -> str:
         return self._world.token
 
@@ -714,7 +719,7 @@ def connect(url: str, **options: Any) -> RemoteWorld:
         mode: ``"lockstep"`` (`play`, `step`) or ``"realtime"`` (`hold`, `newest`, `frames`).
         codec: ``"png"`` (lossless, default in lockstep) or ``"jpeg"``.
         access_token: where the server asks for one.
-        resume: the `token` of an earlier connection, to go on in its world.
+        resume: the `token` of an earlier connection, to go on in its world; give its `url` too, where several servers share an address.
         window: frames on their way at most.
         wait_s: how long to wait for a place on a full server.
         timeout_s: for a connection, and for a frame.
@@ -729,6 +734,27 @@ def connect(url: str, **options: Any) -> RemoteWorld:
 def connect_async(url: str, **options: Any) -> AsyncRemoteWorld:
     """The same for ``async with``; see `connect`."""
     return AsyncRemoteWorld(url, **options)
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Tells where one is sent instead of going there."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _one_of_several(url: str, timeout_s: float) -> str:
+    """Where to walk: `url`, or the one that its ``/`` sends to, ``r/0/``, where several servers share the address (`server.entrance`)."""
+    try:
+        urllib.request.build_opener(_Stay).open(urllib.request.Request(f"{url}/", method="HEAD"), timeout=timeout_s).close()
+    except urllib.error.HTTPError as error:
+        with error:
+            place = re.fullmatch(r"(r/\d+)/", error.headers.get("Location", ""))
+        if place:
+            return f"{url}/{place[1]}"
+    except OSError:
+        pass  # whoever speaks next says that nobody is there
+    return url
 
 
 def _message(data: str | bytes) -> p.ServerMessage | None:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 
 from worldmodel.server import protocol as p
-from worldmodel.server.http_stream import HttpStream
+from worldmodel.server.http_stream import MAX_BODY, HttpStream
 from worldmodel.server.lobby import Busy, Gone, Lobby, Stopping
 from worldmodel.server.session import Session
 from worldmodel.server.settings import ServerSettings
@@ -50,6 +50,8 @@ class Socket:
             raise WebSocketDisconnect(event.get("code", 1006))
         if event.get("text") is None:
             raise p.ProtocolError("Bad message: clients send JSON text, not binary frames.")
+        if len(event["text"]) > MAX_BODY:  # uvicorn has closed before, but not where another server stands in front
+            raise p.ProtocolError(f"Bad message: messages have at most {MAX_BODY} bytes.")
         return p.parse_client(event["text"])
 
     async def _guarded(self, send: Any, value: Any) -> None:
