@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from fake_model import FakeModel
 from serving import free_port, running
 
 from worldmodel.autosave import AutosaveConfig
-from worldmodel.client import ClientError, connect
+from worldmodel.client import ClientError, Denied, connect
 from worldmodel.server.app import create_app
 from worldmodel.server.config import ServeConfig
 from worldmodel.server.entrance import Vacancy, entrance
 from worldmodel.server.settings import ServerSettings
 
 HERE = Path(__file__).parent
+TOKEN = "sixteen letters or more"
 
 
 class Stay(urllib.request.HTTPRedirectHandler):
@@ -114,7 +116,8 @@ def town(tmp_path):
     config.write_text(f'[listen]\nport = {port}\n[server]\nworlds = 2\n[autosave]\nfolder = "{tmp_path / "worlds"}"\nevery_s = 0\n')
     command = [sys.executable, "-W", "ignore", "-m", "worldmodel.cli", "serve", "--config", str(config), "--replicas", "2"]
     with (tmp_path / "out").open("w+") as out:
-        server = psutil.Popen(command, cwd=HERE.parent, stdout=out, stderr=subprocess.STDOUT)
+        environment = os.environ | {"WORLDMODEL_ACCESS_TOKEN": TOKEN}
+        server = psutil.Popen(command, cwd=HERE.parent, stdout=out, stderr=subprocess.STDOUT, env=environment)
         try:
             deadline = time.monotonic() + 300
             while "Ready:" not in (tmp_path / "out").read_text():
@@ -130,7 +133,9 @@ def town(tmp_path):
 @pytest.mark.slow
 def test_ray_starts_a_dead_replica_again_and_sigterm_saves_worlds(town, tmp_path):
     server, host = town
-    with connect(host, seed=1) as first, connect(host, seed=2) as second:
+    with pytest.raises(Denied):
+        connect(host)
+    with connect(host, seed=1, access_token=TOKEN) as first, connect(host, seed=2, access_token=TOKEN) as second:
         assert {first.url, second.url} == {f"http://{host}/r/0", f"http://{host}/r/1"}
         assert len(list(first.play("w*16"))) == len(list(second.play("w*16"))) == 16
         name = f"replica-{first.url[-1]}"
@@ -144,7 +149,7 @@ def test_ray_starts_a_dead_replica_again_and_sigterm_saves_worlds(town, tmp_path
         deadline = time.monotonic() + 200
         while True:
             try:
-                again = connect(first.url, resume=first.token, mode="realtime")
+                again = connect(first.url, resume=first.token, mode="realtime", access_token=TOKEN)
                 break
             except ClientError:
                 assert time.monotonic() < deadline, "the replica did not come back"
