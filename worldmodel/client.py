@@ -21,6 +21,7 @@ import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -752,8 +753,8 @@ def _one_of_several(url: str, timeout_s: float) -> str:
             place = re.fullmatch(r"(r/\d+)/", error.headers.get("Location", ""))
         if place:
             return f"{url}/{place[1]}"
-    except OSError:
-        pass  # whoever speaks next says that nobody is there
+    except (OSError, HTTPException) as error:
+        raise ConnectionLost(f"No world server answers at {url} ({error}).") from None
     return url
 
 
