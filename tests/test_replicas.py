@@ -96,6 +96,7 @@ def test_a_server_that_does_not_answer_is_passed_over(monkeypatch):
         assert get(host)[1]["Location"] == "r/3/", "not the silent, the dead, the fuller or the full one"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 def test_replicas_share_cores_and_save_apart(tmp_path):
     pytest.importorskip("ray")
     from worldmodel.server.ray_app import shares
