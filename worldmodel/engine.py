@@ -228,6 +228,7 @@ class Engine:
     # -- the engine's thread -----------------------------------------------------------------------------------------------
     def _run(self) -> None:
         while True:
+            call = batch = None  # worlds that are gone are not held while this waits
             with self._wake:
                 while not (self._calls or self._stopping or self._chosen(time.monotonic())):
                     self._wake.wait(self._until_due())
@@ -364,6 +365,7 @@ class Engine:
         if seat not in self._seats:
             return None
         self._seats.remove(seat)
+        self._last = [other for other in self._last if other is not seat]
         if keep and seat.changed:
             self._save(seat)
         elif not keep and seat.token is not None and self.autosave is not None:
