@@ -118,7 +118,11 @@ def _at(azimuth: float, distance: float) -> tuple[float, float]:
 
 def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     """A courtyard or ruin: one of the six of the gallery, or any other when `variant` is None."""
-    plan = random_plan(rng) if variant is None else GALLERY[variant]
+    return build_plan(rng, random_plan(rng) if variant is None else GALLERY[variant])
+
+
+def build_plan(rng: np.random.Generator, plan: Plan) -> Scene:
+    """What a plan says."""
     style, lit = STYLES[plan.style], hours.lit(plan.hour)
     site, height = Site(), parts.hills(rng, 42.0, 12.0)
     parts.ground(site.mesh, rng, height, [shade(t, 0.96) for t in style.lawn], style.far, cell=5.0, cells=5)

@@ -132,7 +132,11 @@ def _at(azimuth: float, distance: float) -> tuple[float, float]:
 
 def build(rng: np.random.Generator, variant: int | None = None) -> Scene:
     """A village: one of the six of the gallery, or any other when `variant` is None."""
-    plan = random_plan(rng) if variant is None else GALLERY[variant]
+    return build_plan(rng, random_plan(rng) if variant is None else GALLERY[variant])
+
+
+def build_plan(rng: np.random.Generator, plan: Plan) -> Scene:
+    """What a plan says."""
     biome, lit = BIOMES[plan.biome], hours.lit(plan.hour)
     site, height = Site(), parts.hills(rng, 40.0, 13.0)
     parts.ground(site.mesh, rng, height, list(biome.tones), biome.far)
