@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.optim import build_optimisers
 from distill.stage_recipes import AutoencoderRecipe
 from distill.trainer import Trainer, generator
+from distill.work import Step
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 
 
@@ -78,7 +79,10 @@ class AutoencoderStage:
             code.requires_grad_(False)
         self.model.to(device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay)
-        self.trainer = Trainer("autoencoder", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, sample=self.sample)
+        self.trainer = Trainer(
+            "autoencoder", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, sample=self.sample,
+            shape=lambda _: Step(recipe.batch, recipe.groups),
+        )  # fmt: skip
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r = self.recipe

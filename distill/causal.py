@@ -21,7 +21,8 @@ from distill.optim import build_optimisers
 from distill.parallel import ALONE, Ranks, finish_model, parallelise
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
-from distill.trainer import Trainer, generator
+from distill.trainer import Trainer, generator, phase
+from distill.work import Step
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import sequence_view
 from worldmodel.memory import teacher_forcing_layout
@@ -75,12 +76,16 @@ class CausalStage:
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
             "causal", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
-            ranks=ranks,
+            shape=self.shape, ranks=ranks,
         )  # fmt: skip
+
+    def shape(self, step: int) -> Step:
+        latents, batch = phase(self.recipe.curriculum, step, self.recipe.steps)
+        return Step(batch, latents)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r = self.recipe
-        latents, batch = next((n, b) for at, n, b in reversed(r.curriculum) if step >= at * r.steps)
+        latents, batch = phase(r.curriculum, step, r.steps)
         rng = generator(r.seed, step)
         walk = self.walks.draw(batch, latents, rng)
         clean = walk["latents"]

@@ -29,7 +29,7 @@ def plot_log(folder: Path, title: str) -> Path:
     if len(losses) > 1:
         left.legend()
     left.set(title=f"{title}: loss", xlabel="step", yscale="log")
-    measured = [k for k in (slices[-1] if slices else {}) if k not in ("step", "seconds")]
+    measured = [k for k in (slices[-1] if slices else {}) if k not in ("step", "seconds", "flops")]
     for key in measured:
         right.plot([r["step"] for r in slices if key in r], [r[key] for r in slices if key in r], marker="o", label=key)
     right.set(title="held-out walks, PSNR in dB", xlabel="step")

@@ -32,6 +32,7 @@ from distill.scenes import GALLERY_SEEDS, RESERVED_START, check_trainable, depth
 from distill.scenes.dataset import _one_thread_each, _start_worker
 from distill.stage_recipes import DepthRecipe
 from distill.trainer import Trainer, generator
+from distill.work import Step
 from worldmodel.autoencoder import TinyAutoencoder
 from worldmodel.depth import FAR, FINEST, PictureDepth
 
@@ -129,8 +130,19 @@ class DepthStage:
             self.model.load_state_dict(autoencoder.depth.state_dict())
         optimiser = Optimisers(adamw(self.model.parameters(), recipe.lr, 0.01, (0.9, 0.98)))
         self.trainer = Trainer(
-            "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.steps, warmup=100, decay=1.0, ema=0.999, sample=self.sample
-        )
+            "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.steps, warmup=100, decay=1.0, ema=0.999,
+            sample=self.sample, shape=self.shape,
+        )  # fmt: skip
+
+    def shape(self, step: int) -> Step:
+        """Pictures, which are no latent frames; it matters whether they go through the code."""
+        return Step(self.recipe.batch, 0, "coded" if self._begin(step)[1] else "plain")
+
+    def _begin(self, step: int) -> tuple[torch.Generator, bool, Tensor, Tensor]:
+        """The generator of a step, whether its pictures are coded, which rows they are, and three chances, drawn from it."""
+        rng = generator(self.recipe.seed, step)
+        rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(3, generator=rng)
+        return rng, bool(chance[0] < 0.7), rows, chance
 
     @torch.no_grad()
     def coded(self, pictures: Tensor) -> Tensor:
@@ -139,11 +151,9 @@ class DepthStage:
         return self.autoencoder.last_picture(self.autoencoder.encode(still, grouped=True)[:, :, 0])
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        r, rng = self.recipe, generator(self.recipe.seed, step)
-        rows = torch.randint(len(self.trained[0]), (r.batch,), generator=rng)
+        r, (rng, coded, rows, chance) = self.recipe, self._begin(step)
         x, near = to_pictures(self.trained[0][rows]).to(self.device), self.trained[1][rows].float().to(self.device)
-        chance = torch.rand(3, generator=rng)
-        if chance[0] < 0.7:
+        if coded:
             x = self.coded(x)
         if chance[1] < 0.3:
             coarse = int(torch.randint(2, 5, (), generator=rng))
@@ -174,11 +184,13 @@ class DepthStage:
 
 
 def train_depth(
-    recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, size: tuple[int, int], deadline: Any, device: torch.device
+    recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, size: tuple[int, int], deadline: Any, device: torch.device,
+    origin: dict[str, str] | None = None,
 ) -> DepthStage:  # fmt: skip
-    """Render what is missing and train until done or the deadline."""
+    """Render what is missing and train until done or the deadline; `origin` goes into the account (`distill.work`)."""
     render_pictures(recipe, folder / "pictures", size)
     stage = DepthStage(recipe, folder, autoencoder, *load_pictures(recipe, folder / "pictures"), device)
+    stage.trainer.work.origin = origin or {}
     stage.trainer.run(deadline)
     return stage
 
@@ -203,7 +215,8 @@ def main(argv: list[str] | None = None) -> int:
         recipe = load_recipe(args.recipe, args.set)
         autoencoder = TinyAutoencoder.from_pretrained(find_model(args.model) / "autoencoder", torch_dtype=torch.float32)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        stage = train_depth(recipe.depth, args.out, autoencoder, (recipe.data.size, recipe.data.size), Deadline(args.minutes), device)
+        size = (recipe.data.size, recipe.data.size)
+        stage = train_depth(recipe.depth, args.out, autoencoder, size, Deadline(args.minutes), device, recipe.origin)
     except (RecipeError, ModelError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:

@@ -87,6 +87,11 @@ class Recipe:
         """Short hash that names the recipe in logs."""
         return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.structured(self)).encode()).hexdigest()[:12]
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the account of a slice says of its recipe (`distill.work`)."""
+        return {"recipe": self.name, "digest": self.digest}
+
 
 class RecipeError(ValueError):
     """A recipe that does not exist, or has a key or value that does not fit; the message says which."""

@@ -25,6 +25,7 @@ from distill.rollout import roll_out, sample_sheet
 from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
 from distill.teacher import teacher_for
 from distill.trainer import Trainer, generator, phase
+from distill.work import Step
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import start_view
 from worldmodel.transformer import CausalWorldTransformer
@@ -70,22 +71,31 @@ class SelfForcingStage:
         self.trainer = Trainer(
             "self_forcing", self.folder, nn.ModuleDict({"generator": self.generator, "fake": self.fake}), optimisers, self.loss,
             steps=recipe.steps, warmup=recipe.warmup, ema=recipe.ema, clip=recipe.clip, sample=self.sample, turn=recipe.turn,
-            averaged=self.generator, ranks=ranks,
+            averaged=self.generator, shape=self.shape, ranks=ranks,
         )  # fmt: skip
+
+    def shape(self, step: int) -> Step:
+        latents, batch = phase(self.recipe.curriculum, step, self.recipe.steps)
+        return Step(batch, latents, f"{('generator', 'fake')[self.recipe.turn(step)]}, exit {self._begin(step)[2]}")
+
+    def _begin(self, step: int) -> tuple[torch.Generator, dict[str, Tensor], int]:
+        """The generator of a step, after the walks and the exit step were drawn from it."""
+        latents, batch = phase(self.recipe.curriculum, step, self.recipe.steps)
+        rng = generator(self.recipe.seed, step)
+        walk = self.walks.draw(batch, latents, rng)
+        return rng, walk, int(torch.randint(self.recipe.sampler.steps, (), generator=rng))
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of the one whose turn it is; the generator's has been back-propagated already and has no graph."""
         r, to = self.recipe, self.device
         latents, batch = phase(r.curriculum, step, r.steps)
         self._score_by_teacher_of(latents)
-        rng = generator(r.seed, step)
-        walk = self.walks.draw(batch, latents, rng)
+        rng, walk, exit_step = self._begin(step)
         mine = self.ranks.share(batch)  # rows of the global batch; losses are means over rows
         truth = walk["latents"][mine].to(to)
         condition = Condition(walk["text"][mine], walk["actions"][mine], walk["poses"][mine]).to(to)
         view = start_view(self.autoencoder, truth[:, :, :1], condition.poses, self.real.config.view_focal)
         condition = replace(condition, view=view)
-        exit_step = int(torch.randint(r.sampler.steps, (), generator=rng))
         seed = int(torch.randint(2**31, (), generator=rng))
         level = sample_level(batch, rng, r.sampler.shift, r.clamp)[mine].to(to)
         noise = torch.randn(walk["latents"].shape, generator=rng)[mine].to(to)

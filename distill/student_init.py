@@ -30,6 +30,7 @@ from distill.parallel import ALONE, Ranks, parallelise
 from distill.stage_recipes import StudentInitRecipe
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
+from distill.work import Step, Work
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera_view import sequence_view, start_view
 from worldmodel.memory import training_layout
@@ -57,14 +58,14 @@ def make_trajectories(
 
     Start pictures, actions, poses and prompts are those of random walks. A shard depends on its number and the seed alone, is
     written aside and renamed, and is kept when it exists. Each holds float16 `states` [n, S + 1, C, T, h, w] (S student noise
-    levels, then the clean end) and float32 `actions` [n, F, 13], `poses` [n, F, 9], `text` [n, L, D]. Of several processes each
-    has a whole teacher on its device and makes every so manieth shard.
+    levels, then the clean end) and float32 `actions` [n, F, 13], `poses` [n, F, 9], `text` [n, L, D]; its metadata say what it
+    cost (`distill.work`). Of several processes each has a whole teacher on its device and makes every so manieth shard.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     origin, stride = _origin(teacher, recipe), recipe.trajectory_steps // recipe.sampler.steps
     teacher = teacher.to(device).eval()
-    late = False
+    late, work = False, Work(device)
     with tqdm(total=recipe.trajectories, desc="trajectories", unit="clip", mininterval=5, disable=not ranks.main) as bar:
         for index, start in enumerate(range(0, recipe.trajectories, recipe.shard)):
             count = min(recipe.shard, recipe.trajectories - start)
@@ -86,12 +87,15 @@ def make_trajectories(
                 text, actions, poses = (walk[k].to(device) for k in ("text", "actions", "poses"))
                 first = walk["latents"][:, :, :1].to(device)
                 view = start_view(autoencoder, first, poses, teacher.config.view_focal)
-                states = sample_sequence(
-                    teacher, noise, text, actions, poses, recipe.trajectory_sampler, first, recipe.guidance, trajectory=True, view=view
-                )[::stride]
-                shard = {"states": states.transpose(0, 1).half(), "actions": actions, "poses": poses, "text": text}
+                work.begin(index)
+                with work.step(Step(count, recipe.latents)):
+                    states = sample_sequence(
+                        teacher, noise, text, actions, poses, recipe.trajectory_sampler, first, recipe.guidance, trajectory=True, view=view
+                    )
+                about = {"origin": origin, "work": json.dumps(work.slices[-1])}
+                shard = {"states": states[::stride].transpose(0, 1).half(), "actions": actions, "poses": poses, "text": text}
                 part = path.with_suffix(".part")
-                save_file({k: v.cpu().contiguous() for k, v in shard.items()}, part, metadata={"origin": origin})
+                save_file({k: v.cpu().contiguous() for k, v in shard.items()}, part, metadata=about)
                 part.rename(path)
             bar.update(count)
     return not ranks.any(late)[0]
@@ -168,13 +172,20 @@ class StudentInitStage(CausalStage):
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
             "student_init", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
-            ranks=ranks,
+            shape=self.shape, ranks=ranks,
         )  # fmt: skip
+
+    def shape(self, step: int) -> Step:
+        return Step(self.recipe.batch, self.recipe.latents_of(self._begin(step)[1]))
+
+    def _begin(self, step: int) -> tuple[torch.Generator, int]:
+        """The generator of a step, after the number of its blocks was drawn from it."""
+        r, rng = self.recipe, generator(self.recipe.seed, step)
+        return rng, int(torch.randint(r.noisy_blocks + 1, r.blocks + 1, (), generator=rng))
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         r, to = self.recipe, self.device
-        rng = generator(r.seed, step)
-        blocks = int(torch.randint(r.noisy_blocks + 1, r.blocks + 1, (), generator=rng))
+        rng, blocks = self._begin(step)
         latents = r.latents_of(blocks)
         drawn = self.trajectories.draw(r.batch, latents, rng)
         index = hybrid_levels(r, blocks, r.batch, rng)  # B T

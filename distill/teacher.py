@@ -25,6 +25,7 @@ from distill.optim import build_optimisers
 from distill.parallel import ALONE, Ranks, finish_model, parallelise, save_model
 from distill.stage_recipes import TeacherRecipe
 from distill.trainer import Trainer, generator
+from distill.work import Step
 from worldmodel.autoencoder import VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
 from worldmodel.camera_view import CameraView, start_view
@@ -111,8 +112,12 @@ class TeacherStage:
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(
             "teacher", self.folder, self.model, optimisers, self.loss, steps=recipe.steps, ema=recipe.ema, sample=self.sample,
-            ranks=ranks,
+            shape=self.shape, ranks=ranks,
         )  # fmt: skip
+
+    def shape(self, step: int) -> Step:
+        latents, batch = self.recipe.phase(step)
+        return Step(batch, latents)
 
     def extension(self, latents: int) -> float:
         """YaRN's extension for clips of `latents` latent frames."""

@@ -226,6 +226,7 @@ def prepare(recipe: Recipe, out: Path, deadline: Deadline, device: torch.device,
                 pool = frame_pool(clips[: d.autoencoder_clips], out / "autoencoder")
                 split = max(1, len(pool) // 20)
                 stage = AutoencoderStage(recipe.autoencoder, out / "autoencoder", pool[:-split], pool[-split:], device)
+                stage.trainer.work.origin = recipe.origin
                 if not stage.trainer.run(deadline):
                     return False
                 stage.finish()
@@ -264,7 +265,7 @@ def add_depth(recipe: Recipe, out: Path, deadline: Deadline, device: torch.devic
         known = TinyAutoencoder.from_pretrained(find_model("tiny") / "autoencoder", torch_dtype=torch.float32)
         made = autoencoder.with_depth(known.config.depth_widths, known.depth.state_dict())
     else:
-        stage = train_depth(recipe.depth, out / "depth", autoencoder, recipe.data.shape, deadline, device)
+        stage = train_depth(recipe.depth, out / "depth", autoencoder, recipe.data.shape, deadline, device, recipe.origin)
         if not stage.trainer.done:
             return False
         made = stage.finish()
@@ -282,8 +283,10 @@ def train_models(
     from distill.self_forcing import SelfForcingStage
     from distill.student_init import StudentInitStage, make_trajectories
     from distill.teacher import TeacherStage
+    from distill.work import weights_digest
 
     ranks = ranks or ALONE
+    start = {} if init is None else {"from": weights_digest(init)}
     done: dict[str, CausalWorldTransformer] = {}
     for name in recipe.stages:
         section, common = getattr(recipe, name), (out / name, walks, held_out, autoencoder, device)
@@ -301,6 +304,7 @@ def train_models(
         else:
             student = done.get("student_init") or done["causal"]
             stage = SelfForcingStage(section, *common, student, done["teacher"], ranks, out / "teacher")
+        stage.trainer.work.origin = recipe.origin | (start if name == recipe.stages[0] else {})
         finished = stage.trainer.run(deadline)
         done[name] = stage.finish()
         del stage  # its memory, before the next one

@@ -22,6 +22,7 @@ from distill.checkpoint import strip_prefix, with_prefix
 from distill.curves import plot_log
 from distill.optim import Optimisers
 from distill.parallel import ALONE, Ranks, clip_gradients, finite, load_state, postponed_signals, save_state
+from distill.work import Step, Work
 
 SAVE_SECONDS = 120.0
 SAMPLE_STEPS = 500  # a sheet of samples after so many steps, and at the end of every slice
@@ -80,6 +81,7 @@ class Trainer:
         turn: `turn(step)` is the index of the one optimiser that steps (default: all step). Then the averaged weights follow
             the steps of optimiser 0.
         averaged: the part of the model whose weights are averaged (default: all of it).
+        shape: `shape(step)` is what a step works on, for the account of its cost (`work`); equal ones must cost the same FLOPs.
         sample: called with the folder every `SAMPLE_STEPS` steps and at the end of every slice, with the averaged weights in the model.
         ranks: the processes that train, `model` being sharded over them (`parallel.parallelise`). All take every step, save and
             sample together; the main one alone keeps the log, what `sample` draws and the numbers it returns.
@@ -89,12 +91,15 @@ class Trainer:
         self, name: str, folder: Path, model: nn.Module, optimisers: Optimisers, loss: Callable[[int], tuple[Tensor, dict[str, float]]],
         *, steps: int, warmup: int = 50, decay: float = 0.3, ema: float = 0.998, clip: float = 1.0,
         sample: Callable[[Path], dict[str, Any] | None] | None = None,
-        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None, ranks: Ranks = ALONE,
+        turn: Callable[[int], int] | None = None, averaged: nn.Module | None = None, shape: Callable[[int], Step] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         self.name, self.folder, self.model, self.optimisers, self.loss = name, Path(folder), model, optimisers, loss
         self.steps, self.warmup, self.decay, self.clip, self.sample = steps, warmup, decay, clip, sample
         self.turn, self.averaged = turn, model if averaged is None else averaged
+        self.shape = shape or (lambda _: Step())
         self.ranks = ranks
+        self.work = Work(next(model.parameters()).device, ranks.world)
         self.ema = EMA(self.averaged, ema)
         self.step, self.seconds = 0, 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +126,7 @@ class Trainer:
         ranks = self.ranks
         self.model.train()
         self.optimisers.zero_grad()  # an interrupted step may have left some
+        self.work.begin(self.step)
         started, saved = time.monotonic(), time.monotonic()
         before = self.seconds
         bar = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step", mininterval=5, disable=not ranks.main)
@@ -137,17 +143,20 @@ class Trainer:
                 if due:
                     self.save()
                     saved = time.monotonic()
-                loss, numbers = self.loss(self.step)
-                if loss.requires_grad:
-                    loss.backward()
-                norm = clip_gradients(self.model.parameters(), self.clip)
-                if not math.isfinite(norm):
-                    raise FloatingPointError(f"{self.name}: the gradient is not finite at step {self.step}; the last checkpoint is kept.")
-                turn = None if self.turn is None else self.turn(self.step)
-                whole = False
-                self.optimisers.step(schedule(self.step, self.steps, self.warmup, self.decay), turn)
-                if not turn:
-                    self.ema.update(self.averaged, self.step)
+                with self.work.step(self.shape(self.step)):
+                    loss, numbers = self.loss(self.step)
+                    if loss.requires_grad:
+                        loss.backward()
+                    norm = clip_gradients(self.model.parameters(), self.clip)
+                    if not math.isfinite(norm):
+                        raise FloatingPointError(
+                            f"{self.name}: the gradient is not finite at step {self.step}; the last checkpoint is kept."
+                        )
+                    turn = None if self.turn is None else self.turn(self.step)
+                    whole = False
+                    self.optimisers.step(schedule(self.step, self.steps, self.warmup, self.decay), turn)
+                    if not turn:
+                        self.ema.update(self.averaged, self.step)
                 self.step += 1
                 whole = True
                 self.seconds = before + time.monotonic() - started
@@ -185,7 +194,8 @@ class Trainer:
                     numbers = self.sample(Path(folder)) and None
             if numbers:
                 with (self.folder / "slices.jsonl").open("a") as f:
-                    f.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1)} | numbers) + "\n")
+                    row = {"step": self.step, "seconds": round(self.seconds, 1), "flops": self.work.flops}
+                    f.write(json.dumps(row | numbers) + "\n")
                 plot_log(self.folder, self.name)
         finally:
             self.averaged.load_state_dict(live)
@@ -198,7 +208,10 @@ class Trainer:
             | with_prefix("ema", self.ema.weights)
             | with_prefix("optimiser", self.optimisers.state_tensors())
         )
-        save_state(self.folder / "checkpoint", tensors, {"step": self.step, "seconds": self.seconds}, self.ranks)
+        meta = {"step": self.step, "seconds": self.seconds, "work": self.work.slices}
+        save_state(self.folder / "checkpoint", tensors, meta, self.ranks)
+        if self.ranks.main:
+            self.work.write(self.folder / "work.jsonl")
 
     def _resume(self) -> None:
         found = load_state(self.folder / "checkpoint", self.model, self.optimisers, self.averaged)
@@ -213,6 +226,7 @@ class Trainer:
         self.ema.weights = {k: v.to(device) for k, v in strip_prefix("ema", tensors).items()}
         self.optimisers.load_state_tensors(strip_prefix("optimiser", tensors))
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        self.work.slices = meta.get("work", [])  # checkpoints from before there was an account have none
 
 
 def generator(seed: int, step: int) -> torch.Generator:
