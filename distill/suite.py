@@ -182,7 +182,7 @@ def run(model: Any, name: str, suite: str, walks: int, out: Path, vbench: Path |
 
 def evaluate(model: Any, name: str, suite: str, walks: int, out: Path, vbench: Path | None = None) -> dict:
     """Run a suite and write everything into `out`; returns what results.json holds."""
-    from distill.suite_report import markdown, plots, summary
+    from distill.suite_report import markdown, plots, psnr_by_scene, summary
 
     records = run(model, name, suite, walks, out, vbench)
     results = {"model": name, "identity": identity_of(model, name), "suite": suite, "walks": walks, "scripts": list(SUITES[suite])}
@@ -190,6 +190,7 @@ def evaluate(model: Any, name: str, suite: str, walks: int, out: Path, vbench: P
     frechet = suite_features.frechet_by_time(out / "features", records | ({"autoencoder": encoded} if encoded else {}))
     results["lines"] = {line: summary(rows) | {"frechet": frechet.get(line, {})} for line, rows in records.items()}
     results["frechet"] = {line: frechet[line] for line in ("autoencoder", suite_features.OTHER_WORLDS) if line in frechet}
+    results["scenes"] = psnr_by_scene(records["model"])
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "table.md").write_text(markdown(results))
     strips = [np.asarray(Image.open(out / "strips" / f"{r['key']}.png")) for r in records["model"][:12]]

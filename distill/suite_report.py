@@ -21,6 +21,12 @@ def _by_scene(records: list[dict], value) -> dict[int, list[float]]:
     return found
 
 
+def psnr_by_scene(records: list[dict]) -> dict[str, float]:
+    """By seed, the mean PSNR over the seconds that all walks have: what two models can be compared by, scene by scene."""
+    seconds = min(len(r["psnr"]) for r in records)
+    return {str(seed): round(float(np.mean(v)), 3) for seed, v in sorted(_by_scene(records, lambda r: r["psnr"][:seconds]).items())}
+
+
 def summary(records: list[dict]) -> dict:
     """One line of the table; every figure is [mean, low, high] over scenes, costs are medians."""
     seconds = max(len(r["psnr"]) for r in records)
