@@ -3,8 +3,7 @@
 FLOPs are those of `torch.utils.flop_counter.FlopCounterMode`: a multiplication and an addition are two, in matrix products,
 convolutions and attention, of real training steps: forward, backward and optimiser, in all processes. What is looked up, normalised or
 added element by element is not counted. Steps of one shape cost the same, so the first of each shape in a run is counted and stands for
-the others. (Under a counter autograd rounds a little differently; as it is always the same steps that are counted, a run that was
-interrupted still equals one that was not.) The peak to compare with is the best of a few products of float32 matrices on the same machine.
+the others; counting changes no number. The peak to compare with is the best of a few products of float32 matrices on the same machine.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
-_CPU_ATTENTION = {  # the counter knows the attention kernels of GPUs only
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
-}
+from distill.flops import ON_CPU
+
+_WHOLE = {torch.ops.aten.silu_backward.default: lambda *_, **__: 0}
+"""What the counter would take apart, and so round in another way, unless it knows it."""
 
 
 class Step(NamedTuple):
@@ -43,7 +42,7 @@ class Step(NamedTuple):
 
 def flop_counter() -> FlopCounterMode:
     """Counts FLOPs of what runs inside it; attention over a mask counts whole."""
-    return FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    return FlopCounterMode(display=False, custom_mapping=ON_CPU | _WHOLE)
 
 
 def processor() -> str:
