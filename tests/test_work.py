@@ -198,7 +198,8 @@ def test_steps_of_one_shape_cost_the_same(tmp_path):
     """Self-forcing's depend on whose turn it is and on the exit step, the student's on its blocks."""
     walks, autoencoder = synthetic_walks(), small_model().autoencoder
     weights = small_model(1).transformer
-    forced = SelfForcingRecipe(memory=MEMORY, sampler=FEW, steps=40, curriculum=((0.0, 3, 1),), critic_per_generator=1)
+    sampler = SamplerConfig(3, stochastic=True)
+    forced = SelfForcingRecipe(memory=MEMORY, sampler=sampler, steps=40, curriculum=((0.0, 3, 1),), critic_per_generator=1)
     forced = SelfForcingStage(forced, tmp_path / "forced", walks, walks, autoencoder, CPU, weights, weights)
     student = StudentInitRecipe(
         memory=MEMORY, sampler=FEW, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=2, shard=2, guidance=1.0, batch=1
@@ -210,7 +211,7 @@ def test_steps_of_one_shape_cost_the_same(tmp_path):
             shards.append(json.loads(f.metadata()["work"]))
     assert [s["sequences"] for s in shards] == [2, 1] and shards[0]["flops"] == 2 * shards[1]["flops"] > 0
     student = StudentInitStage(student, tmp_path / "student", walks, walks, autoencoder, CPU, weights)
-    for stage, kinds in ((forced, 4), (student, 2)):
+    for stage, kinds in ((forced, 6), (student, 2)):
         found = {}
         for step in range(24):
             with flop_counter() as counter:
@@ -220,6 +221,10 @@ def test_steps_of_one_shape_cost_the_same(tmp_path):
             found.setdefault(stage.trainer.shape(step), set()).add(counter.get_total_flops())
         assert len(found) == kinds and all(len(flops) == 1 for flops in found.values())
         assert len(set.union(*found.values())) == kinds
+        if stage is forced:  # one more exit step is one more pass
+            for turn in ("fake", "generator"):
+                a, b, c = (found[Step(1, 3, f"{turn}, exit {e}")].pop() for e in range(3))
+                assert c - b == b - a > 0
 
 
 def test_muon_counts_as_well(tmp_path):

@@ -146,36 +146,45 @@ def count(stage: str, shapes: list[str]) -> dict[str, int]:
         shape = {"in_channels": channels, "out_channels": channels, "text_dim": text.dim}
         if stage == "student_init":
             return _count_student_init(recipe, shapes, Path(scratch), where, shape, counted, today.count_flops)
-        for wanted in shapes:
+        for wanted in (s for s in shapes if s not in found):
             size, *rest = wanted.split()
             batch, length = map(int, size.split("x"))
+            if stage == "self_forcing":
+                first, second = (_count_self_forcing(recipe, length, rest[0], e, Path(scratch), where, shape, counted) for e in (0, 1))
+                found |= {f"{size} {rest[0]} exit {e}": batch * (first + e * (second - first)) for e in range(4)}
+                continue
             section = replace(getattr(recipe, stage), curriculum=((0.0, length, batch),))
             folder = Path(scratch) / wanted.replace(" ", "-")
             if stage == "causal":
                 from distill.causal import CausalStage
 
                 found[wanted] = counted(CausalStage(section, folder, *where).trainer, 0)
-            elif stage == "teacher":
+            else:
                 from distill.teacher import TeacherStage
 
                 found[wanted] = counted(TeacherStage(section, folder, *where).trainer, 0)
-            else:
-                from distill.self_forcing import SelfForcingStage
-                from worldmodel.transformer import CausalWorldTransformer
-
-                student = CausalWorldTransformer(**shape | recipe.causal.transformer)
-                teacher = CausalWorldTransformer(**shape | recipe.teacher.transformer)
-                made = SelfForcingStage(section, folder, *where, student, teacher)
-                turn, exit_step = ("generator", "fake").index(rest[0]), int(rest[2])
-                for step in range(1 - turn, 1000, 2):
-                    rng = generator(section.seed, step)
-                    torch.randint(2, (batch,), generator=rng)
-                    torch.randint(latents - length + 1, (batch,), generator=rng)
-                    if int(torch.randint(section.sampler.steps, (), generator=rng)) == exit_step:
-                        break
-                found[wanted] = counted(made.trainer, step, turn)
-            print(wanted, found[wanted], file=sys.stderr, flush=True)
     return found
+
+
+def _count_self_forcing(recipe, length, turn, exit_step, scratch, where, shape, counted) -> int:
+    """Of one walk. AdamW multiplies no matrices, so a batch costs its walks; and every further exit step costs the same."""
+    from distill.self_forcing import SelfForcingStage
+    from worldmodel.transformer import CausalWorldTransformer
+
+    section = replace(recipe.self_forcing, curriculum=((0.0, length, 1),))
+    student = CausalWorldTransformer(**shape | recipe.causal.transformer)
+    teacher = CausalWorldTransformer(**shape | recipe.teacher.transformer)
+    made = SelfForcingStage(section, scratch / f"{length}-{turn}-{exit_step}", *where, student, teacher)
+    number = ("generator", "fake").index(turn)
+    for step in range(1 - number, 1000, 2):
+        rng = generator(section.seed, step)
+        torch.randint(len(where[0]), (1,), generator=rng)
+        torch.randint(where[0].groups.shape[1] - length + 1, (1,), generator=rng)
+        if int(torch.randint(section.sampler.steps, (), generator=rng)) == exit_step:
+            break
+    flops = counted(made.trainer, step, number)
+    print(length, turn, exit_step, flops, file=sys.stderr, flush=True)
+    return flops
 
 
 def _count_student_init(recipe, shapes, scratch, where, shape, counted, count_flops) -> dict[str, int]:
