@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill.ledger import cumulative
 from distill.suite_measures import bootstrap
 
 Lines = list[dict[str, Any]]
+FEWEST = 3
 HEAD = """# The ledger
 
 Every run behind weights that were kept: what it cost, what it measures, and the command that goes on from there. The data are
@@ -139,42 +142,57 @@ def _command(line: dict[str, Any]) -> str:
 
 
 def plot(lines: Lines, path: Path) -> None:
-    """A panel for each measure: PSNR against the FLOPs behind it, each model joined to its nearest ancestor; and held-out curves."""
+    """PSNR against the FLOPs behind it, each model joined to its nearest ancestor, and held-out curves.
+
+    A panel for each measure of at least three models, since fewer tell nothing of a trend; measures are never mixed.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = {m: rows for m, rows in measured(lines).items() if any(cumulative(lines, line["run"]) for line, _ in rows)}
-    curves = [x for x in lines if x["curve"] and cumulative(lines, x["run"]) is not None]
-    figure = Figure(figsize=(7.5 * max(1, len(panels) + bool(curves)), 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, max(1, len(panels) + bool(curves)), squeeze=False)[0]
-    for axis, (measure, rows) in zip(axes, panels.items(), strict=False):
+    panels = {}
+    for measure, rows in measured(lines).items():
         found = {line["run"]: (cumulative(lines, line["run"]), q) for line, q in rows}
         found = {run: (x / 1e12, q) for run, (x, q) in found.items() if x}
-        for run, (x, q) in found.items():
+        if len(found) >= FEWEST:
+            panels[measure] = found
+    curves = [x for x in lines if x["curve"] and cumulative(lines, x["run"]) is not None]
+    count = max(1, len(panels) + bool(curves))
+    figure = Figure(figsize=(9 * count, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis, (measure, found) in zip(axes, panels.items(), strict=False):
+        for k, (run, (x, q)) in enumerate(found.items()):
             before = nearest(lines, run, measure)
+            text = run
             if before is not None and before["run"] in found:
                 there, than = found[before["run"]]
                 axis.plot([there, x], [than["psnr"], q["psnr"]], color="0.6", zorder=1)
+                text += "\n" + change(q, before).partition(" (")[0]
             axis.plot(x, q["psnr"], "o", color="C0", zorder=2)
-            axis.annotate(run, (x, q["psnr"]), xytext=(7, -4), textcoords="offset points", fontsize=9)
-        for name, style in (("still picture", ":"), ("autoencoder", "--")):
-            values = [q["figures"][name] for _, q in found.values() if name in q["figures"]]
-            if values:
-                axis.axhline(values[-1], color="0.4", linestyle=style, linewidth=1)
-                axis.annotate(name, (0.01, values[-1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.4")
-        axis.set(title=measure, ylabel="PSNR to truth, dB")
+            above = k % 2 == 0  # neighbours of one budget get out of each other's way
+            axis.annotate(text, (x, q["psnr"]), xytext=(0, 9 if above else -9), textcoords="offset points", fontsize=8, ha="center",
+                          va="bottom" if above else "top")  # fmt: skip
+        still = [q["figures"]["still picture"] for _, q in found.values() if "still picture" in q["figures"]]
+        if still:
+            axis.axhline(still[-1], color="0.4", linestyle=":", linewidth=1)
+            axis.annotate("still picture", (0.01, still[-1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.4")
+        axis.set(title=f"{measure}: PSNR to truth, dB; change since the ancestor [95 %]")
+        axis.margins(y=0.15)
     if curves:
         for x in curves:
             before = cumulative(lines, x["run"]) - x["flops"]
             axes[-1].plot([(before + f) / 1e12 for f, _ in x["curve"]], [v for _, v in x["curve"]], "o-", label=x["run"])
-        axes[-1].set(title="while training: held-out walks of the run's own data", ylabel="PSNR to truth, dB")
+        axes[-1].set(title="while training, on held-out walks of each run's own data: PSNR to truth, dB")
         axes[-1].legend()
     for axis in axes:
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.set_xlabel("TFLOP of training behind the weights (each mark: twice as many)")
-        axis.margins(x=0.18)
+        budgets = [float(x) for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()] or [1.0]
+        least, most = min(budgets), max(budgets)
+        marks = [least * 2**k for k in range(2 + int(np.log2(most / least)))]
+        axis.set_xticks(marks, [f"{x:,.0f}" for x in marks])
+        axis.minorticks_off()
+        axis.set_xlim(least / 1.2, 1.2 * max(most, 1.3 * least))
+        axis.set_xlabel("TFLOP of training behind the weights; each mark is twice the one before")
         axis.grid(axis="x", color="0.9")
     figure.savefig(path, dpi=100)
 

@@ -126,7 +126,11 @@ def test_measures_are_not_mixed(tmp_path):
     assert text.count("## Quality:") == 3 and "## My notes" in text and "(weights/ledger.png)" in text
     one = next(row for row in text.splitlines() if row.startswith("| c |"))
     assert "8.00" in one and "**23.00**" in one  # 800 FLOPs behind it, 100 behind its ancestor
-    assert Image.open(picture).size[0] > 1500  # three panels
+    narrow = Image.open(picture).size[0]
+    more = [line(f"d{k}", ["c"], flops=100, quality=[quality(24.0 + k, "one", better)]) for k in range(2)]
+    curves = [line("e", ["c"], flops=100, curve=[[50, 20.0], [100, 21.0]])]
+    write_page(lines + more + curves, page, picture)
+    assert Image.open(picture).size[0] == 2 * narrow  # a panel for the measure of four models, one for curves
 
 
 def run_of(folder):
