@@ -67,13 +67,16 @@ def measure_latents(model: TinyAutoencoder, frames: np.ndarray, seed: int, sampl
 
 
 class AutoencoderStage:
-    """Trains `TinyAutoencoder` on clips [N, F, H, W, 3] (uint8, may be memory-mapped)."""
+    """Trains `TinyAutoencoder` on clips [N, F, H, W, 3] (uint8, may be memory-mapped); `model`: one whose code is fitted already."""
 
-    def __init__(self, recipe: AutoencoderRecipe, folder: Path, frames: np.ndarray, held_out: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self, recipe: AutoencoderRecipe, folder: Path, frames: np.ndarray, held_out: np.ndarray, device: torch.device,
+        model: TinyAutoencoder | None = None,
+    ) -> None:  # fmt: skip
         self.recipe, self.folder, self.frames, self.held_out, self.device = recipe, Path(folder), frames, held_out, device
         torch.manual_seed(recipe.seed)
-        self.model = TinyAutoencoder(latent_channels=recipe.latent_channels)
-        if not (self.folder / "checkpoint").exists():
+        self.model = TinyAutoencoder(latent_channels=recipe.latent_channels) if model is None else model
+        if model is None and not (self.folder / "checkpoint").exists():
             fit_linear_code(self.model, frames, recipe.seed)
         for code in (self.model.linear_encoder, self.model.linear_decoder):
             code.requires_grad_(False)

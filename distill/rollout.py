@@ -166,6 +166,17 @@ def held_out_roll_out(
     return roll_out(model, start, condition, config, seed=7).latents.cpu()
 
 
+def play_held_out(
+    model: CausalWorldTransformer, walks: Walks, picks: list[int], frames: int, config: RollOutConfig, opposite: bool = False
+) -> Tensor:
+    """Latents [N, C, T, h, w] on the CPU of the first `frames` frames of clips played again, under their own or the opposite actions."""
+    actions, poses = walks.actions[picks, :frames], walks.poses[picks, :frames].numpy()
+    if opposite:
+        actions = torch.cat([actions[..., :12].unflatten(-1, (6, 2)).flip(-1).flatten(-2), actions[..., 12:]], -1)
+        poses = np.stack([integrate(a.numpy()) for a in actions])
+    return held_out_roll_out(model, walks, picks, actions, poses, config)
+
+
 @torch.no_grad()
 def sample_sheet(
     model: CausalWorldTransformer, walks: Walks, autoencoder: VideoAutoencoder, config: RollOutConfig, path: Path
@@ -179,14 +190,10 @@ def sample_sheet(
     latents = min(13, walks.groups.shape[1])
     frames = 1 + TEMPORAL_STRIDE * (latents - 1)
     picks = np.linspace(0, len(walks) - 1, min(12, len(walks))).astype(int).tolist()
-    actions, poses = walks.actions[picks, :frames], walks.poses[picks, :frames].numpy()
-    opposite = actions.clone()
-    opposite[..., :12] = actions[..., :12].unflatten(-1, (6, 2)).flip(-1).flatten(-2)
-    opposite_poses = np.stack([integrate(a.numpy()) for a in opposite])
     truth = decode(latent_clips(walks, picks)[:, :, :latents])
     videos = {
-        "true": decode(held_out_roll_out(model, walks, picks, actions, poses, config)),
-        "opposite": decode(held_out_roll_out(model, walks, picks, opposite, opposite_poses, config)),
+        "true": decode(play_held_out(model, walks, picks, frames, config)),
+        "opposite": decode(play_held_out(model, walks, picks, frames, config, opposite=True)),
     }
     still = np.repeat(truth[:, :1], frames, axis=1)
     score = {k: float(psnr(truth, v)[:, 1:].mean()) for k, v in videos.items()} | {"still": float(psnr(truth, still)[:, 1:].mean())}

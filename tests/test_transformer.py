@@ -1,11 +1,13 @@
 """The transformer against diffusers' Wan, and the cached roll-out against one masked pass."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from worldmodel.camera import integrate, intrinsics_from_fov, pose_code
 from worldmodel.memory import MemoryConfig, teacher_forcing_layout, training_layout
-from worldmodel.transformer import CausalWorldTransformer
+from worldmodel.transformer import CausalWorldTransformer, token_rays
 
 WAN = dict(num_attention_heads=4, attention_head_dim=24, in_channels=6, out_channels=6, text_dim=20, freq_dim=32, ffn_dim=64, num_layers=3)
 GRID = (4, 4)  # tokens of an 8x8 latent with 2x2 patches
@@ -184,3 +186,41 @@ def test_full_size_configs_are_supersets_of_wan(heads, layers, ffn):
         wan = {k: v.shape for k, v in WanTransformer3DModel(**shape).state_dict().items()}
         ours = {k: v.shape for k, v in CausalWorldTransformer(**shape).state_dict().items()}
     assert wan.items() <= ours.items()
+
+
+def with_rays(playing):
+    """The same weights in a model that is told rays, whose layer for them starts at zero"""
+    model = CausalWorldTransformer(**WAN, camera_dim=16, ray_focal=0.7)
+    missing, unexpected = model.load_state_dict(playing.state_dict(), strict=False)
+    assert not unexpected and missing == ["ray_encoder.weight", "ray_encoder.bias"]
+    return model.eval()
+
+
+def test_token_rays_are_the_lines_through_the_pixels():
+    """Against a pinhole camera: every point of a ray projects to its token's centre, and lies on the line of these coordinates."""
+    poses = integrate(np.random.default_rng(0).uniform(0, 2, (6, 13)))
+    fx, fy, cx, cy = intrinsics_from_fov(70, (3 * 16, 4 * 16))
+    rays = token_rays(torch.from_numpy(pose_code(poses)).double().view(1, 3, 2, 9), (3, 4), float(fx))
+    assert rays.shape == (1, 3 * 12, 2 * 6)
+    rays = rays.view(3, 12, 2, 6).transpose(1, 2).reshape(6, 12, 6).numpy()
+    for pose, lines in zip(poses, rays, strict=True):
+        for token, line in enumerate(lines):
+            along, moment = line[:3], line[3:]
+            point = pose[:3, 3] + 5 * along
+            np.testing.assert_allclose(np.cross(point, along), moment, atol=1e-4)
+            x, y, z = pose[:3, :3].T @ (point - pose[:3, 3])
+            where = (fx * x / z + cx) * 4, (fy * y / z + cy) * 3
+            np.testing.assert_allclose(where, (token % 4 + 0.5, token // 4 + 0.5), atol=1e-4)
+
+
+@torch.no_grad()
+def test_rays_start_at_nothing_and_a_cached_rollout_knows_them(playing):
+    i, model = inputs(latents=6), with_rays(playing)
+    args, layout = (i["x"], i["t"], i["text"], i["actions"], i["poses"]), training_layout(MemoryConfig(window=2), 6, GRID, 1)
+    plain = playing(*args, layout=layout)
+    assert torch.equal(model(*args, layout=layout), plain)
+    assert torch.equal(model(*args[:3]), playing(*args[:3]))  # no poses, no rays
+    randomise(model.ray_encoder)
+    told = model(*args, layout=layout)
+    assert (told - plain).abs().max() > 1e-3
+    assert (roll_out(model, i, MemoryConfig(window=2), 1) - told).abs().max() < 2e-5

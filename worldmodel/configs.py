@@ -146,6 +146,7 @@ class TransformerConfig:
     prediction_type: str = "velocity"
     view_focal: float = 0.0
     view_pictures: int = 1
+    ray_focal: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))

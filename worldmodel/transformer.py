@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
-from worldmodel.camera_view import CameraView, ViewBlend
+from worldmodel.camera_view import CameraView, ViewBlend, pixel_rays, rotation_and_position
 from worldmodel.memories import new_memory
 from worldmodel.memory import CompressedMemory, MemoryConfig, MemoryTeam, TrainingLayout, token_positions
 
@@ -41,6 +41,17 @@ def fold_frames(x: Tensor, stride: int = 4) -> Tensor:
     """Per-frame vectors [B, 1+4k, d] -> per-latent [B, 1+k, 4d]; the first frame stands for a whole latent frame."""
     padded = torch.cat([x[:, :1].expand(-1, stride - 1, -1), x], dim=1)
     return padded.unflatten(1, (-1, stride)).flatten(2)
+
+
+def token_rays(poses: Tensor, grid: tuple[int, int], focal: float) -> Tensor:
+    """Rays through the tokens' centres in Pluecker coordinates, unit direction and moment: [B, T*N, 6S] of pose codes [B, T, S, 9].
+
+    `focal` is focal length over picture width, pixels are square; moments are in the codes' unit of length.
+    """
+    turn, origin = rotation_and_position(poses)
+    along = F.normalize(pixel_rays(grid, focal, str(poses.device), poses.dtype), dim=-1) @ turn.transpose(-1, -2)  # B T S N 3
+    moment = torch.linalg.cross(origin.unsqueeze(-2).expand_as(along), along)
+    return torch.cat([along, moment], -1).transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def yarn_frequencies(
@@ -188,19 +199,20 @@ class WorldTransformerBlock(nn.Module):
         self, x: Tensor, text: tuple[Tensor, Tensor], modulation: Tensor, rope: tuple[Tensor, Tensor],
         action: Tensor, pose: Tensor, layer: int, seen: Visibility,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """x [B, L, D], modulation [B, 1 or T, 6, D], action and pose [B, T, camera_dim] -> x, and keys and values to remember"""
+        """x [B, L, D], modulation [B, 1 or T, 6, D], action [B, T, camera_dim], pose [B, T or L, camera_dim] -> x, and keys and values
+        to remember"""
         query, key, value = self.before(x, modulation, pose)
         if self.ranks is not None:
-            query, key, value = self.ranks.by_heads(query, key, value, frames=pose.shape[1])
+            query, key, value = self.ranks.by_heads(query, key, value, frames=action.shape[1])
         mixed = self._attend(rotate(query, *rope), rotate(key, *rope), key, value, layer, seen)
         if self.ranks is not None:
-            mixed = self.ranks.by_tokens(mixed, frames=pose.shape[1])
+            mixed = self.ranks.by_tokens(mixed, frames=action.shape[1])
         return self.after(x, mixed, text, modulation, action), key, value
 
     def before(self, x: Tensor, modulation: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both before RoPE) and values [B, L, heads, head_dim] of self-attention; the pose enters the first two only"""
         shift, scale = self._modulation(modulation)[:, :, :2].split(1, dim=2)
-        h = self._modulated(self.norm1(x.float()), shift, scale, pose.shape[1])
+        h = self._modulated(self.norm1(x.float()), shift, scale, shift.shape[1])
         pose = self.pose_proj(pose.to(h.dtype)).repeat_interleave(x.shape[1] // pose.shape[1], dim=1)
         pose_q, pose_k = pose.chunk(2, dim=-1)
         return self.attn1.query(h, pose_q), *self.attn1.key_value(h, pose_k)
@@ -274,7 +286,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
     `temporal_stride`, video frames per latent frame; `rope_theta`; `rope_original_latents` and `rope_extension`, the length in
     latent frames that the weights were first trained on and by how much YaRN extends it (0 and 1: not at all); `view_focal`,
     focal length over width of the pictures trained on, for models that are shown `view_pictures` of the remembered pictures from
-    where the camera goes next (`camera_view`; 0: not).
+    where the camera goes next (`camera_view`; 0: not); `ray_focal`, the same focal length for models whose pose code is told each token's
+    rays as well (0: not, as in RELIC).
     """
 
     _supports_gradient_checkpointing = True
@@ -308,6 +321,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         prediction_type: str = "velocity",
         view_focal: float = 0.0,
         view_pictures: int = 1,
+        ray_focal: float = 0.0,
     ) -> None:
         super().__init__()
         if patch_size[0] != 1:
@@ -324,6 +338,10 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             nn.Linear(action_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim)
         )
         self.pose_encoder = nn.Sequential(nn.Linear(pose_dim * temporal_stride, camera_dim), nn.SiLU(), nn.Linear(camera_dim, camera_dim))
+        self.ray_encoder = nn.Linear(6 * temporal_stride, camera_dim) if ray_focal else None
+        if ray_focal:
+            nn.init.zeros_(self.ray_encoder.weight)
+            nn.init.zeros_(self.ray_encoder.bias)
         self.blocks = nn.ModuleList(
             WorldTransformerBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm, eps, camera_dim) for _ in range(num_layers)
         )
@@ -346,7 +364,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
     def encode_camera(self, actions: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
         """Action and pose codes [B, T, camera_dim] of per-frame actions [B, 4T or 4T-3, 13] and pose codes [.., 9].
 
-        A clip that begins with its first frame has 1 + 4k frames; a chunk from its middle has 4t.
+        A clip that begins with its first frame has 1 + 4k frames; a chunk from its middle has 4t. With `ray_focal` the poses themselves,
+        scaled and folded, follow the pose code, since only `forward` knows the tokens that rays go through.
         """
         scale = torch.ones(self.config.pose_dim, device=poses.device, dtype=poses.dtype)
         scale[:3] = self.config.pose_scale
@@ -354,7 +373,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         folded = []
         for x in (actions, poses * scale):
             folded.append(x.unflatten(1, (-1, stride)).flatten(2) if x.shape[1] % stride == 0 else fold_frames(x, stride))
-        return self.action_encoder(folded[0]), self.pose_encoder(folded[1])
+        pose = self.pose_encoder(folded[1])
+        return self.action_encoder(folded[0]), pose if self.ray_encoder is None else torch.cat([pose, folded[1].to(pose)], -1)
 
     def set_rope_extension(self, extension: float, original_latents: int | None = None) -> CausalWorldTransformer:
         """Extend time `extension` times beyond `original_latents` (default: the config's) by YaRN; returns the model itself.
@@ -425,12 +445,16 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
                 camera = (zero, zero)
             else:
                 camera = self.encode_camera(actions, poses)
+        if self.ray_encoder is not None:
+            camera = (camera[0], self._with_rays(camera[1], grid))
         if isinstance(text, Tensor):
             text = self.encode_text(text)
         temb, modulation = self._time(timestep, x.dtype)  # [B, 1 or T, D], [B, 1 or T, 6, D]
 
         if self.ranks is not None:
             x = self.ranks.split(x, frames)
+            if self.ray_encoder is not None:
+                camera = (camera[0], self.ranks.split(camera[1], frames))
         for layer, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x, key, value = self._gradient_checkpointing_func(block, x, text[layer], modulation, rope, *camera, layer, seen)
@@ -454,6 +478,15 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         _, ph, pw = self.config.patch_size
         x = out.unflatten(2, (ph, pw, -1)).unflatten(1, (frames, *grid))  # B T h w ph pw C
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _with_rays(self, pose: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pose codes [B, T*N, camera_dim] token by token, of what `encode_camera` says (nothing is known of rays where no pose is given)"""
+        code, folded = pose.split([self.config.camera_dim, pose.shape[-1] - self.config.camera_dim], -1)
+        code = code.repeat_interleave(grid[0] * grid[1], dim=1)
+        if not folded.shape[-1]:
+            return code
+        stride = self.config.temporal_stride
+        return code + self.ray_encoder(token_rays(folded.unflatten(-1, (stride, -1)), grid, self.config.ray_focal))
 
     def _query_rope(
         self, frames: int, grid: tuple[int, int], memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None
