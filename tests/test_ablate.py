@@ -49,7 +49,7 @@ def test_every_variant_is_a_run_of_its_own_and_bases_are_shared():
 
 
 def stand_in(kind, variant, seed):
-    return {"kind": kind, "seed": seed, "steps": 10, "true": 20.0 + seed, "next": 22.0, "true_4": 19.0, "opposite": 12.0}
+    return {"kind": kind, "seed": seed, "steps": 10, "true": 20.0 + seed, "next": 22.0, "opposite": 12.0}
 
 
 TWO = (Comparison("average of the weights", (Variant("base"), Variant("none", ("causal.ema=0",)))),)
@@ -90,7 +90,7 @@ def test_the_table_needs_all_seeds_and_marks_what_is_clear():
     rows[other.key("causal", 1)] = stand_in("causal", other, 1) | {"true": 18.2}
     got = table(rows, TWO).splitlines()
     assert len({line.count("|") for line in got}) == 1
-    assert got[-1].startswith("| none | 10 | 18.10 (18.00, 18.20) | **-1.95** | 22.00 (22.00, 22.00) | +0.00 | 19.00")
+    assert got[-1].startswith("| none | 10 | 18.10 (18.00, 18.20) | **-1.95** | 22.00 (22.00, 22.00) | +0.00 | 12.00")
 
 
 def small_runs(tmp_path, minutes=1.0):
@@ -109,7 +109,7 @@ def test_a_run_stops_at_the_deadline_and_goes_on(tmp_path):
     assert late.run("causal", variant, 0) is None
     assert (tmp_path / "runs" / variant.key("causal", 0) / "checkpoint").exists()
     record = runs.run("causal", variant, 0)
-    assert record["steps"] == 6 and {"true", "next", "true_4", "opposite", "still"} < set(record)
+    assert record["steps"] == 6 and {"true", "next", "opposite", "still"} < set(record)
     assert not any((tmp_path / "runs").iterdir())
     wider = replace(variant, overrides=(*SMALL, "causal.transformer.ffn_dim=96"))
     phases = runs.phases("causal", wider)
