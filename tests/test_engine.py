@@ -1,10 +1,12 @@
 """Many worlds on one model: who goes when and with whom, what a failure costs, and what is saved. No test asks how fast it is."""
 
 import asyncio
+import gc
 import os
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -329,3 +331,34 @@ def test_what_a_world_leaves_in_the_heap_goes_back_to_the_system():
     if _malloc_trim() is None:
         pytest.skip("the C library is not glibc")
     assert before - resident() > 50 * 2**20 and len(kept) == 40
+
+
+def test_an_idle_engine_lets_go_of_worlds_in_cycles():
+    class World:
+        def generate(self, actions):
+            return actions
+
+        def finalize(self):
+            pass
+
+    engine = Engine(object(), EngineConfig(worlds=2))
+    made = []
+
+    def make():
+        world = World()
+        world.itself = world
+        made.append(weakref.ref(world))
+        return world
+
+    gc.disable()
+    try:
+        seat = engine.open(make).result(SOON)
+        engine.step(seat, lambda: []).done.result(SOON)
+        engine.close(seat).result(SOON)
+        deadline = time.monotonic() + SOON
+        while made[0]() is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert made[0]() is None
+    finally:
+        gc.enable()
+        engine.stop()

@@ -12,6 +12,7 @@ that fails is stepped world by world, so only the world at fault ends; a world t
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import sys
 import threading
@@ -24,6 +25,8 @@ from functools import cache
 from typing import Any
 
 log = logging.getLogger(__name__)
+TIDY_AFTER_S = 1.0
+"""After so long without work, when worlds have ended, what they left is looked for (`tidy`)."""
 
 
 class EngineFull(Exception):
@@ -121,6 +124,7 @@ class Engine:
         self._steps: list[Step] = []
         self._last: list[Seat] = []  # the worlds of the last batch
         self._last_end = 0.0
+        self._left = False  # whether worlds have ended since `tidy`
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -154,7 +158,7 @@ class Engine:
 
         def work() -> Any:
             world = self._make(make)
-            seat.world, seat.changed, seat.saved = world, True, 0.0
+            seat.world, seat.changed, seat.saved, self._left = world, True, 0.0, True
             trim_heap()
             return world
 
@@ -231,7 +235,9 @@ class Engine:
             call = batch = None  # worlds that are gone are not held while this waits
             with self._wake:
                 while not (self._calls or self._stopping or self._chosen(time.monotonic())):
-                    self._wake.wait(self._until_due())
+                    if not self._wake.wait(self._until_due()) and self._left and not self._steps:
+                        self._left = False
+                        self._calls.append((tidy, _future()))
                 call = self._calls.popleft() if self._calls else None
                 if call is None and self._stopping:
                     break
@@ -248,7 +254,7 @@ class Engine:
     def _until_due(self) -> float | None:
         """How long to wait when nothing else happens, seconds."""
         if not self._steps:
-            return None
+            return TIDY_AFTER_S if self._left else None
         now = time.monotonic()
         due = min(step.due for step in self._steps)
         return max(0.0, (due if due > now else self._last_end + self.config.gather_s) - now)
@@ -370,7 +376,7 @@ class Engine:
             self._save(seat)
         elif not keep and seat.token is not None and self.autosave is not None:
             seat.saving = self._saver.submit(self.autosave.forget, seat.token)  # after what is being written
-        seat.world = None
+        seat.world, self._left = None, True
         trim_heap()
         return seat.saving
 
@@ -412,6 +418,12 @@ def trim_heap() -> None:
     """Give back to the system what worlds that are gone have left; glibc keeps it in pieces, and a server would grow with every visit."""
     if (trim := _malloc_trim()) is not None:
         trim(0)
+
+
+def tidy() -> None:
+    """What is left of visits that are over, when nobody is waiting: cycles that hold worlds, and the heap."""
+    gc.collect()
+    trim_heap()
 
 
 @cache

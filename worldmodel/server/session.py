@@ -243,6 +243,7 @@ class Session:
             self._seat = None if self._opening.exception() else self._opening.result()
         if self._seat is not None:
             await asyncio.wrap_future(self._engine.close(self._seat, keep))
+        self._branches.restart()  # whatever still holds the session holds no world
 
     # ---- worlds -------------------------------------------------------------------------------------------------------
 

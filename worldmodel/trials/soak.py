@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 
+from worldmodel.engine import TIDY_AFTER_S
 from worldmodel.server import protocol as p
 from worldmodel.trials.report import Report, percentile
 from worldmodel.trials.server import Server, TrialError, running
@@ -44,6 +45,7 @@ async def run(model: str, short: bool = False) -> Report:
             waits = [1000 * t for walk in walks for t in walk.latencies]
             tails.append(percentile(waits, 95))
             emptied = await server.emptied(30.0) and emptied
+            await asyncio.sleep(3 * TIDY_AFTER_S)
             empty.append(server.rss)
             rate = sum(walk.frames for walk in walks) / window_s
             waited = f"{percentile(waits, 50):.0f}, {percentile(waits, 95):.0f}"
