@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from distill.latents import Walks
+from distill.recipe import Recipe
+from distill.stage_recipes import SelfForcingRecipe, StudentInitRecipe, TeacherRecipe
+from distill.trainer import Deadline, Trainer
+from worldmodel.configs import MemoryConfig, SamplerConfig
 
 TRANSFORMER = dict(
     patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8,
@@ -25,6 +30,34 @@ def synthetic_walks(clips: int = 4, latents: int = 8, channels: int = 8) -> Walk
     poses[:, :, 2, 3] = torch.arange(frames)
     groups = torch.randn(clips, 1, channels, 4, 4, generator=g) * torch.linspace(1, 0.2, latents).view(1, -1, 1, 1, 1)
     return Walks(groups.half(), groups.half() + 0.01, actions, poses, torch.arange(clips) % 2, torch.randn(2, 6, 16, generator=g))
+
+
+def relic_recipe() -> Recipe:
+    """All of RELIC's stages, two steps or three each."""
+    memory, sampler = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=True)
+    return Recipe(
+        name="whole", stages=("teacher", "student_init", "self_forcing"),
+        teacher=TeacherRecipe(transformer=TRANSFORMER, steps=2, curriculum=((0.0, 4, 2),), guidance=1.0, sampler=SamplerConfig(2)),
+        student_init=StudentInitRecipe(
+            memory=memory, sampler=sampler, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=4, shard=2, guidance=1.0,
+            steps=2, batch=2,
+        ),
+        self_forcing=SelfForcingRecipe(memory=memory, sampler=sampler, steps=3, curriculum=((0.0, 4, 2),), critic_per_generator=1),
+    )  # fmt: skip
+
+
+def interrupt(trainer: Trainer, at: int) -> None:
+    """Train until Ctrl-C comes at a step."""
+    real = trainer.loss
+
+    def stop(step: int):
+        if step == at:
+            raise KeyboardInterrupt
+        return real(step)
+
+    trainer.loss = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(Deadline(1))
 
 
 class GaussianTeacher(nn.Module):

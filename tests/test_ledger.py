@@ -6,22 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from distilling import TRANSFORMER, synthetic_walks
+from distilling import relic_recipe, synthetic_walks
 from PIL import Image
 from small import small_model
 
 from distill import ledger
 from distill.ledger import LEDGER, PAGE, LedgerError, append, cumulative, line_of, main, read, slices_of
 from distill.ledger_page import change, markdown, measured, nearest, write_page
-from distill.recipe import Recipe
-from distill.self_forcing import SelfForcingRecipe
-from distill.student_init import StudentInitRecipe
-from distill.teacher import TeacherRecipe
 from distill.train import train_models
 from distill.trainer import Deadline
 from distill.work import weights_digest
-from worldmodel.memory import MemoryConfig
-from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
 
@@ -135,16 +129,7 @@ def test_measures_are_not_mixed(tmp_path):
 
 def run_of(folder):
     """A run of all of RELIC's stages, two steps or three each."""
-    memory, sampler = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=True)
-    recipe = Recipe(
-        name="whole", stages=("teacher", "student_init", "self_forcing"),
-        teacher=TeacherRecipe(transformer=TRANSFORMER, steps=2, curriculum=((0.0, 4, 2),), guidance=1.0, sampler=SamplerConfig(2)),
-        student_init=StudentInitRecipe(
-            memory=memory, sampler=sampler, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=4, shard=2, guidance=1.0,
-            steps=2, batch=2,
-        ),
-        self_forcing=SelfForcingRecipe(memory=memory, sampler=sampler, steps=3, curriculum=((0.0, 4, 2),), critic_per_generator=1),
-    )  # fmt: skip
+    recipe = relic_recipe()
     walks, model = synthetic_walks(), small_model()
     init = model.transformer.state_dict()
     assert train_models(recipe, folder, walks, walks, model.autoencoder, Deadline(5), torch.device("cpu"), init)

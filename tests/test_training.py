@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from distilling import TRANSFORMER, synthetic_walks
+from distilling import TRANSFORMER, interrupt, relic_recipe, synthetic_walks
 from small import small_model
 
 import distill.trainer
@@ -18,9 +18,6 @@ from distill.optim import Muon, build_optimisers, orthogonalise
 from distill.recipe import FOLDER as RECIPES
 from distill.recipe import Recipe, RecipeError, load_recipe
 from distill.scenes import render
-from distill.self_forcing import SelfForcingRecipe
-from distill.student_init import StudentInitRecipe
-from distill.teacher import TeacherRecipe
 from distill.train import main as train_main
 from distill.train import train_models
 from distill.trainer import Deadline, Trainer, generator, schedule
@@ -81,16 +78,7 @@ def test_resume_equals_uninterrupted(tmp_path):
     whole = make_trainer(tmp_path / "whole")
     assert whole.run(Deadline(1))
     first = make_trainer(tmp_path / "cut")
-    real = first.loss
-
-    def stop(step):
-        if step == 3:
-            raise KeyboardInterrupt
-        return real(step)
-
-    first.loss = stop
-    with pytest.raises(KeyboardInterrupt):
-        first.run(Deadline(1))
+    interrupt(first, at=3)
     second = make_trainer(tmp_path / "cut")
     assert second.step == 3
     assert second.run(Deadline(1))
@@ -246,16 +234,7 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path, capsys):
 
 def test_the_whole_way_from_teacher_to_generator(tmp_path):
     """RELIC's stages one after the other, each in a slice of its own, and a model at the end that can be played."""
-    memory, sampler = MemoryConfig(window=2, horizon=20), SamplerConfig(2, stochastic=True)
-    recipe = Recipe(
-        stages=("teacher", "student_init", "self_forcing"),
-        teacher=TeacherRecipe(transformer=TRANSFORMER, steps=2, curriculum=((0.0, 4, 2),), guidance=1.0, sampler=SamplerConfig(2)),
-        student_init=StudentInitRecipe(
-            memory=memory, sampler=sampler, blocks=4, noisy_blocks=2, trajectories=3, trajectory_steps=4, shard=2, guidance=1.0,
-            steps=2, batch=2,
-        ),
-        self_forcing=SelfForcingRecipe(memory=memory, sampler=sampler, steps=3, curriculum=((0.0, 4, 2),), critic_per_generator=1),
-    )  # fmt: skip
+    recipe = relic_recipe()
     walks, autoencoder = synthetic_walks(), small_model().autoencoder
     args = (recipe, tmp_path, walks, walks, autoencoder)
     assert not train_models(*args, Deadline(0), torch.device("cpu"))

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from distilling import TRANSFORMER, synthetic_walks
+from distilling import TRANSFORMER, interrupt, synthetic_walks
 from safetensors import safe_open
 from small import small_model
 
@@ -153,16 +153,7 @@ EVEN, ODD = 2 * (2 * 4 * 5 * 6), 2 * (2 * 4 * 5 * 6) + 2 * 4 * 5 * 9  # forward 
 def test_slices_add_up_also_after_an_interruption(tmp_path):
     first = toy(tmp_path)
     first.work.origin = {"recipe": "toy", "digest": "0123", "from": "abcd"}
-    real = first.loss
-
-    def stop(step):
-        if step == 3:
-            raise KeyboardInterrupt
-        return real(step)
-
-    first.loss = stop
-    with pytest.raises(KeyboardInterrupt):
-        first.run(Deadline(1))
+    interrupt(first, at=3)
     assert not toy(tmp_path).run(Deadline(0))  # a slice in which nothing is done leaves no line
     last = toy(tmp_path)
     assert last.run(Deadline(1))
