@@ -29,7 +29,7 @@ from tqdm import tqdm
 from distill.optim import Optimisers, adamw
 from distill.precision import autocast
 from distill.scenes import GALLERY_SEEDS, RESERVED_START, check_trainable, depth_maps, start_pose
-from distill.scenes.dataset import _one_thread_each, _start_worker
+from distill.scenes.dataset import one_thread_each, start_worker
 from distill.stage_recipes import DepthRecipe
 from distill.trainer import Trainer, generator
 from distill.work import Step
@@ -77,7 +77,7 @@ def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) ->
     todo = [s for s in recipe.scenes if not (folder / f"{s:06d}.npz").exists()]
     if not todo:
         return
-    with _one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+    with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
         jobs = [
             pool.submit(_write_scene, folder / f"{s:06d}.npz", s, recipe.gallery_walks if s in GALLERY_SEEDS else recipe.walks, size)
             for s in todo

@@ -91,8 +91,8 @@ def write_dataset(folder: str | Path, settings: Settings, clips: int, workers: i
                 _write(settings, str(folder), index)
                 yield index
             return
-        with _one_thread_each():
-            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+        with one_thread_each():
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
             try:
                 futures = {pool.submit(_write, settings, str(folder), index): index for index in todo}
                 for future in as_completed(futures):
@@ -130,12 +130,12 @@ def _check_settings(folder: Path, settings: Settings) -> None:
     file.write_text(json.dumps(mine) + "\n")
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; clips under way finish
 
 
 @contextmanager
-def _one_thread_each():
+def one_thread_each():
     """Child processes started inside use one thread for their maths."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
