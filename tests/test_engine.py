@@ -2,13 +2,10 @@
 
 import asyncio
 import gc
-import os
-import sys
 import threading
 import time
 import weakref
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from small import picture
 from viewing import with_views
 
 from worldmodel.autosave import Autosave, AutosaveConfig
-from worldmodel.engine import Engine, EngineConfig, EngineFull, EngineStopped, _malloc_trim, is_out_of_memory, trim_heap
+from worldmodel.engine import Engine, EngineConfig, EngineFull, EngineStopped, is_out_of_memory
 
 SOON = 5.0  # seconds within which whatever is expected happens
 
@@ -316,21 +313,6 @@ def test_real_worlds_together_and_one_exactly(tmp_path):
     state = store.load("token 2", model)
     world = alone[2].from_state(model, state)
     assert state.note == {"number": 2} and np.array_equal(world.step("w*4").frames, alone[2].step("w*4").frames)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_what_a_world_leaves_in_the_heap_goes_back_to_the_system():
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    pieces = [bytes(60_000) for _ in range(2_000)]  # too small to be mapped one by one
-    kept = pieces[::50]  # so that the heap cannot shrink from its end
-    pieces = pieces[-1:]
-    before = resident()
-    trim_heap()
-    if _malloc_trim() is None:
-        pytest.skip("the C library is not glibc")
-    assert before - resident() > 50 * 2**20 and len(kept) == 40
 
 
 def test_an_idle_engine_lets_go_of_worlds_in_cycles():

@@ -11,8 +11,6 @@ that fails is stepped world by world, so only the world at fault ends; a world t
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import sys
 import threading
@@ -21,8 +19,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
+
+from worldmodel.heap import limit_arenas, tidy, trim_heap
 
 log = logging.getLogger(__name__)
 TIDY_AFTER_S = 1.0
@@ -128,6 +127,7 @@ class Engine:
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        limit_arenas()  # before the first of the server's threads
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="autosave")
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)  # started by the first work
 
@@ -412,27 +412,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(s in str(error) for s in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
-def trim_heap() -> None:
-    """Give back to the system what worlds that are gone have left; glibc keeps it in pieces, and a server would grow with every visit."""
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
-
-
-def tidy() -> None:
-    """What is left of visits that are over, when nobody is waiting: cycles that hold worlds, and the heap."""
-    gc.collect()
-    trim_heap()
-
-
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Where the C library is glibc."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, TypeError, AttributeError):
-        return None
 
 
 def free_memory() -> None:
