@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from worldmodel.model import WorldModel
 
 HISTORY = 1200  # chunks that a world can go back; five minutes of the packaged model
-SNAPSHOT_EVERY = 32  # chunks between two snapshots of the memory, which rewinding starts from
+SNAPSHOT_EVERY = 8  # chunks between two snapshots of the memory, which rewinding starts from; those long ago are kept farther apart
 MAX_SNAPSHOTS = 8
 START_STEPS = 4  # a start picture made from the prompt alone has nothing to go by, and nobody waits for keys yet
 
