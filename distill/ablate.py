@@ -61,7 +61,9 @@ class Data:
         stems = [clip_stem(folder / "data", i + 1) for i in range(recipe.clips)]
         self.held, self.frames = recipe.held_out, frame_pool(stems, folder)
         shipped = find_model("tiny")
-        self.autoencoder = TinyAutoencoder.from_pretrained(shipped / "autoencoder", torch_dtype=torch.float32).eval().requires_grad_(False)
+        known = TinyAutoencoder.from_pretrained(shipped / "autoencoder", torch_dtype=torch.float32)
+        sharp = known.with_depth(known.config.depth_widths, known.depth.state_dict(), pool=1)  # pictures are small enough
+        self.autoencoder = sharp.eval().requires_grad_(False)
         parts = {"train": range(recipe.clips - self.held), "held_out": range(recipe.clips - self.held, recipe.clips)}
         for name, indices in parts.items():
             encode_clips(self.autoencoder, lambda i: read_clip(stems[i]), indices, folder / "walks" / name, CPU)
@@ -108,7 +110,7 @@ class Layout(TinyAutoencoder):
     """A decoder whose network works at another number of pixels a place, or does not see the latent frame before."""
 
     def __init__(self, latent_channels: int, unshuffle: int, width: int, context: bool) -> None:
-        super().__init__(latent_channels, (width, 128, 160))
+        super().__init__(latent_channels, (width, 160))
         self.unshuffle, self.context = unshuffle, context
         pixels, widths = 12 * unshuffle**2, {8: (width,), 4: (128, width), 2: (128, width, width)}[unshuffle]
         layers: list[nn.Module] = [nn.Conv2d(latent_channels * 2, 160, 1)]
@@ -132,8 +134,8 @@ def with_code(made: TinyAutoencoder, known: TinyAutoencoder, scale: float = 1.0)
     with torch.no_grad():
         made.linear_encoder.weight.copy_(known.linear_encoder.weight[:n])
         made.linear_encoder.bias.copy_(known.linear_encoder.bias[:n])
-        made.linear_decoder.weight.copy_(known.linear_decoder.weight[:n])
-        made.linear_decoder.bias.copy_(known.linear_decoder.bias)
+        made.code_gain.copy_(known.code_gain[:n])
+        made.mean_colours.copy_(known.mean_colours)
     made.set_latent_statistics(known.latents_mean[:, :n].flatten(), known.latents_std[:, :n].flatten() * scale)
     return made
 
@@ -162,7 +164,8 @@ class Runs:
         if variant.channels:
             walks, held_out, scale = data.cut(variant.channels)
             made = with_code(TinyAutoencoder(variant.channels), autoencoder, scale)
-            autoencoder = made.with_depth(autoencoder.config.depth_widths, autoencoder.depth.state_dict()).eval().requires_grad_(False)
+            depth = autoencoder.config.depth_widths, autoencoder.depth.state_dict(), autoencoder.depth_pool
+            autoencoder = made.with_depth(*depth).eval().requires_grad_(False)
         walks = replace(walks, balance=recipe.data.balance)
         kind = EasyFirst if variant.easy else CausalStage
         return kind(replace(recipe.causal, steps=steps), folder, walks, held_out, autoencoder, CPU)
@@ -238,7 +241,7 @@ def next_latents(stage: CausalStage, batches: int = 5) -> float:
     The code is orthogonal, so the error of latents, each channel weighed by what it changes, is one of pixels, but for what the code leaves
     out. Where nothing but noise is given, a velocity is as wrong as the picture that it leads to.
     """
-    size, gain = stage.autoencoder.linear_decoder.weight[0].numel(), stage.autoencoder.channel_gain
+    size, gain = stage.autoencoder.linear_encoder.weight[0].numel(), stage.autoencoder.channel_gain
     kept = stage.recipe, stage.walks, stage.channel_weight
     stage.recipe = replace(
         stage.recipe, curriculum=((0.0, 6, 4),), context_noise=0.0, pure_noise=1.0, text_dropout=0.0, first_weight=0.0, seed=12345

@@ -1,7 +1,7 @@
 """What `distill.ablate` compares: named comparisons over one base, which run is which, and the table of what came out.
 
-The base is `recipes/tiny.yaml`'s causal stage with a narrower network and fewer steps. What is compared is written out here too, so the
-table stays what it is when the recipe takes over what won. Nothing here imports torch.
+The base is `recipes/tiny.yaml`'s causal stage at 128x128, where a token is one latent, with a narrower network and fewer steps. What is
+compared is written out here too, so the table stays what it is when the recipe takes over what won. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from functools import cache
 
 from distill.recipe import Recipe, load_recipe
 
-VERSION = 2  # counts up when a run or a measure changes, so that old lines are not mixed with new ones
+VERSION = 3  # counts up when a run or a measure changes, so that old lines are not mixed with new ones
 SEEDS = (0, 1)
 BASE = (
-    "stages=[causal]", "data.clips=120", "data.held_out=16", "data.frames=81", "data.autoencoder_clips=120", "data.balance=0",
+    "stages=[causal]", "data.clips=120", "data.held_out=16", "data.frames=81", "data.size=128", "data.autoencoder_clips=120",
+    "data.balance=0",
     "causal.transformer.num_attention_heads=4", "causal.transformer.attention_head_dim=32", "causal.transformer.ffn_dim=320",
     "causal.transformer.num_layers=4", "causal.transformer.prediction_type=sample", "causal.transformer.view_focal=0.714074",
     "causal.transformer.view_pictures=3", "causal.transformer.patch_size=[1,1,1]", "causal.sampler.steps=1", "causal.sampler.shift=5.0",
     "causal.pure_noise=0.5", "causal.optimiser=muon", "causal.lr=0.012", "causal.adam_lr=0.0015", "causal.ema=0.995",
     "causal.curriculum=[[0.0,6,2],[0.7,14,1]]", "causal.steps=100",
-    "autoencoder.latent_channels=384", "autoencoder.optimiser=muon", "autoencoder.lr=0.02", "autoencoder.batch=2", "autoencoder.steps=120",
+    "autoencoder.latent_channels=384", "autoencoder.decoder_widths=[96,160]", "autoencoder.optimiser=muon",
+    "autoencoder.lr=0.02", "autoencoder.batch=2", "autoencoder.steps=120",
 )  # fmt: skip
 DATA_DRAW = 1  # other walks than those that the shipped autoencoder was trained on
 

@@ -75,11 +75,10 @@ class AutoencoderStage:
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.frames, self.held_out, self.device = recipe, Path(folder), frames, held_out, device
         torch.manual_seed(recipe.seed)
-        self.model = TinyAutoencoder(latent_channels=recipe.latent_channels) if model is None else model
+        self.model = TinyAutoencoder(recipe.latent_channels, recipe.decoder_widths) if model is None else model
         if model is None and not (self.folder / "checkpoint").exists():
             fit_linear_code(self.model, frames, recipe.seed)
-        for code in (self.model.linear_encoder, self.model.linear_decoder):
-            code.requires_grad_(False)
+        self.model.linear_encoder.requires_grad_(False)
         self.model.to(device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay)
         self.trainer = Trainer(

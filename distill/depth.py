@@ -41,14 +41,14 @@ WALK, EVERY = 96, 8
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------
-def pictures_of_scene(seed: int, walks: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, H, W, 3] along random walks in a scene, and inverse depth float16 [N, H/2, W/2] in 1/steps."""
+def pictures_of_scene(seed: int, walks: int, size: tuple[int, int], pool: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [N, H, W, 3] along random walks in a scene, and inverse depth float16 [N, H/2p, W/2p] in 1/steps."""
     from distill.scenes import _world
     from distill.scenes.trajectories import KINDS, random_script
     from distill.scenes.walk import walk
     from worldmodel.actions import to_array
 
-    world, (height, width) = _world(seed), size
+    world, (height, width), cell = _world(seed), size, FINEST * pool
     draw = world.renderer.at(size, supersample=2)
     frames, depths = [], []
     for k in range(walks):
@@ -60,12 +60,12 @@ def pictures_of_scene(seed: int, walks: int, size: tuple[int, int]) -> tuple[np.
         poses = poses[int(rng.integers(EVERY)) :: EVERY]
         frames += [draw.frame(pose) for pose in poses]
         near = world.scene.step / depth_maps(seed, poses, size)
-        depths.append(near.reshape(len(poses), height // FINEST, FINEST, width // FINEST, FINEST).mean((2, 4)).astype(np.float16))
+        depths.append(near.reshape(len(poses), height // cell, cell, width // cell, cell).mean((2, 4)).astype(np.float16))
     return np.stack(frames), np.concatenate(depths)
 
 
-def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int]) -> None:
-    frames, depth = pictures_of_scene(seed, walks, size)
+def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int], pool: int) -> None:
+    frames, depth = pictures_of_scene(seed, walks, size, pool)
     part = path.with_suffix(".part.npz")
     np.savez(part, frames=frames, depth=depth)
     part.rename(path)
@@ -77,16 +77,14 @@ def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) ->
     todo = [s for s in recipe.scenes if not (folder / f"{s:06d}.npz").exists()]
     if not todo:
         return
-    with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
-        jobs = [
-            pool.submit(_write_scene, folder / f"{s:06d}.npz", s, recipe.gallery_walks if s in GALLERY_SEEDS else recipe.walks, size)
-            for s in todo
-        ]
+    walks = (recipe.walks, recipe.gallery_walks)
+    with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as workers:
+        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size, recipe.pool) for s in todo]
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
                 job.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            workers.shutdown(cancel_futures=True)
 
 
 def load_pictures(recipe: DepthRecipe, folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -162,6 +160,8 @@ class DepthStage:
             x, near = x.flip(-1), near.flip(-1)
         gain = 1 + 0.15 * torch.randn(r.batch, 3, 1, 1, generator=rng).to(x)
         x = ((x + 1) * gain - 1 + 0.1 * torch.randn(r.batch, 1, 1, 1, generator=rng).to(x)).clamp(-1, 1)
+        if r.pool > 1:
+            x = F.avg_pool2d(x, r.pool)
         with autocast(self.device):
             found = self.model.logarithm(x.contiguous(memory_format=torch.channels_last))
         loss, error = depth_loss(found.float().squeeze(1), torch.log(near + FAR))
@@ -170,17 +170,19 @@ class DepthStage:
     @torch.no_grad()
     def sample(self, folder: Path) -> dict[str, Any]:
         """Mean absolute error of the logarithm on held-out scenes, and a sheet: picture, truth, what was found."""
-        found = torch.cat([self.model(self.coded(to_pictures(x).to(self.device))).cpu() for x in self.held_out[0].split(64)])[:, 0]
+        pictures = (self.coded(to_pictures(x).to(self.device)) for x in self.held_out[0].split(64))
+        found = torch.cat([self.model(F.avg_pool2d(x, self.recipe.pool)).cpu() for x in pictures])[:, 0]
         truth = self.held_out[1].float()
         pick = torch.linspace(0, len(found) - 1, min(12, len(found))).long()
-        grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(2, 1).repeat(2, 2) for x in (truth, found)]
+        cell = FINEST * self.recipe.pool
+        grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(cell, 1).repeat(cell, 2) for x in (truth, found)]
         rows = [self.held_out[0][pick].numpy(), *(g[..., None].repeat(3, -1) for g in grey)]
         Image.fromarray(np.concatenate([np.concatenate(list(r), 1) for r in rows])).save(folder / f"sheet-{self.trainer.step:06d}.png")
         return {"error": round(float(((found + FAR).log() - (truth + FAR).log()).abs().mean()), 4)}
 
     def finish(self) -> TinyAutoencoder:
         """The autoencoder with the averaged weights of what was learned."""
-        return self.autoencoder.with_depth(self.recipe.widths, self.trainer.ema.weights).to(self.device).eval()
+        return self.autoencoder.with_depth(self.recipe.widths, self.trainer.ema.weights, self.recipe.pool).to(self.device).eval()
 
 
 def train_depth(

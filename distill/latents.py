@@ -170,7 +170,7 @@ def load_walks(folder: Path, embed, balance: float = 0.0) -> Walks:
     if not shards:
         raise FileNotFoundError(f"No encoded walks in {folder}.")
     unique = sorted(set(captions))
-    merged = {k: torch.cat([s[k] for s in shards]) for k in shards[0]}
+    merged = {k: torch.cat([s.pop(k) for s in shards]) for k in tuple(shards[0])}  # what is merged is not kept twice
     return Walks(**merged, prompt=torch.tensor([unique.index(c) for c in captions]), text=embed(unique), balance=balance)
 
 

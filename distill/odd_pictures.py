@@ -41,14 +41,14 @@ def packaged_pictures(size: tuple[int, int] = (SIDE, SIDE)) -> dict[str, list[np
 
 
 def made_pictures(seed: int = 0) -> dict[str, list[np.ndarray]]:
-    """Kind -> pictures uint8 [128, 128, 3] made by code."""
+    """Kind -> pictures uint8 [256, 256, 3] made by code, of squares of 2x2 pixels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE]
     grey = [rng.integers(0, 256, (SIDE, SIDE, 1)), *((x // k + y // k)[..., None] % 2 * 255 for k in (4, 16, 32))]
     noise, *boards = (np.repeat(picture, 3, 2).astype(np.uint8) for picture in grey)
     ramps = [x / SIDE * 255, y / SIDE * 255, np.hypot(x - 64, y - 64) * 2.8]
     tints = rng.uniform(0.4, 1, (3, 3))
-    return {
+    kinds = {
         "noise": [noise, rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)],
         "clouds of noise": [_clouds(rng, colour) for colour in (0.0, 0.4, 0.4)],
         "checkerboards": boards,
@@ -58,6 +58,7 @@ def made_pictures(seed: int = 0) -> dict[str, list[np.ndarray]]:
         "lines and circles": [_drawn(lambda d: _lines(d, rng)), _drawn(lambda d: _circles(d, rng)), _drawn(lambda d: _circles(d, rng))],
         "a drawn face": [_drawn(_face, (190, 180, 170))],
     }
+    return {kind: [picture.repeat(2, 0).repeat(2, 1) for picture in pictures] for kind, pictures in kinds.items()}
 
 
 def _clouds(rng: np.random.Generator, colour: float) -> np.ndarray:

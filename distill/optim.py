@@ -106,6 +106,8 @@ def build_optimisers(model: nn.Module, kind: str, lr: float, adam_lr: float, wei
         raise ValueError(f"optimiser is 'adamw' or 'muon', got {kind!r}.")
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     muon = [p for n, p in named if kind == "muon" and p.ndim >= 2 and min(p.shape[:2]) > 1 and (inside is None or n.startswith(inside))]
+    if not named:
+        return Optimisers()
     chosen = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in chosen]
     adam = adamw(rest, adam_lr if kind == "muon" else lr, weight_decay, betas=(0.9, 0.98), eps=1e-9)

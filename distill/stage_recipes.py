@@ -97,6 +97,7 @@ class DataRecipe:
 @dataclass(frozen=True)
 class AutoencoderRecipe:
     latent_channels: int = 384
+    decoder_widths: tuple[int, ...] = (96, 160)  # of the network that decodes beside the linear code; none: `steps` are 0
     steps: int = 1500
     batch: int = 4  # clips a step
     groups: int = 4  # latent frames of each, the first being a single frame
@@ -111,6 +112,10 @@ class AutoencoderRecipe:
     def __post_init__(self) -> None:
         zeros = ("steps", "weight_decay", "l1", "latent_noise")
         _check("autoencoder", self, at_least={1: ("latent_channels", "batch", "groups"), 0: zeros}, above_zero=("lr", "adam_lr"))
+        if len(self.decoder_widths) not in (0, 2):
+            raise ValueError(f"autoencoder.decoder_widths are two numbers, or none, got {list(self.decoder_widths)}.")
+        if self.steps and not self.decoder_widths:
+            raise ValueError("autoencoder.steps train the network that decoder_widths describe: without one they are 0.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class DepthRecipe:
     walks: int = 4  # through each scene
     gallery_walks: int = 60  # through each of the gallery's
     widths: tuple[int, ...] = (48, 80, 128)
+    pool: int = 1  # pixels and axis that are averaged before depth is looked for
     steps: int = 3000
     batch: int = 32
     lr: float = 2e-3
@@ -128,7 +134,7 @@ class DepthRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("depth", self, at_least={1: ("walks", "gallery_walks", "batch", "workers"), 0: ("steps",)}, above_zero=("lr",))
+        _check("depth", self, at_least={1: ("walks", "gallery_walks", "pool", "batch", "workers"), 0: ("steps",)}, above_zero=("lr",))
 
     @property
     def scenes(self) -> tuple[int, ...]:

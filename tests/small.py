@@ -23,7 +23,7 @@ class WordEncoder(TextEncoder):
 
 def small_model(seed: int = 0, chunk: int = 1, memory: MemoryConfig | None = None, steps: int = 2) -> WorldModel:
     torch.manual_seed(seed)
-    autoencoder = TinyAutoencoder(latent_channels=8, decoder_widths=(8, 8, 8), decoder_blocks=1, depth_widths=(8, 8, 8)).eval()
+    autoencoder = TinyAutoencoder(latent_channels=8, decoder_widths=(8, 8), decoder_blocks=1, depth_widths=(8, 8, 8)).eval()
     transformer = CausalWorldTransformer(
         patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, in_channels=8, out_channels=8, text_dim=16,
         freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8, rope_theta=100.0, prediction_type="sample",

@@ -123,7 +123,9 @@ def test_the_next_latent_frame_is_judged_in_pixels(tmp_path):
     code = runs.data.autoencoder
     with torch.no_grad():
         rows = torch.linalg.qr(torch.randn(3072, 8, generator=generator(0, 0)))[0].T
-        code.linear_decoder.weight.copy_((rows * torch.linspace(1, 2, 8)[:, None]).view_as(code.linear_decoder.weight))
+        scale = torch.linspace(1, 2, 8)
+        code.linear_encoder.weight.copy_((rows / scale[:, None]).view_as(code.linear_encoder.weight))
+        code.code_gain.copy_(scale**2)
     stages = [
         runs.causal(replace(PLAIN, overrides=(*SMALL, f"causal.transformer.prediction_type={kind}")), 0, 6, tmp_path / kind)
         for kind in ("sample", "velocity")

@@ -34,6 +34,8 @@ DEPTH = (8, 8, 8)
 class Pixels:
     """A code that keeps pixels as they are."""
 
+    spatial_stride = 1
+
     def encode(self, video, grouped=False):
         return video
 
@@ -131,7 +133,7 @@ def test_agrees_with_the_renderer(script):
 @pytest.fixture(params=[1, 2])
 def small(request):
     torch.manual_seed(0)
-    autoencoder = TinyAutoencoder(6, (8, 8, 8), 0, DEPTH)
+    autoencoder = TinyAutoencoder(6, (8, 8), 8, 0, DEPTH)
     model = CausalWorldTransformer(
         patch_size=(1, request.param, request.param), num_attention_heads=2, attention_head_dim=12, in_channels=6, out_channels=6,
         text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8, prediction_type="sample", view_focal=FOCAL,
@@ -145,12 +147,12 @@ def small(request):
 
 def orthogonal_code(channels=6):
     """An autoencoder whose linear code is a projection, as principal components are"""
-    autoencoder = TinyAutoencoder(channels, (8, 8, 8), 0, DEPTH)
+    autoencoder = TinyAutoencoder(channels, (8, 8), 8, 0, DEPTH)
     with torch.no_grad():
         basis = torch.linalg.qr(torch.randn(12 * 256, channels))[0].T.reshape(channels, 12, 16, 16)
-        for code in (autoencoder.linear_encoder, autoencoder.linear_decoder):
-            code.weight.copy_(basis)
-            code.bias.zero_()
+        autoencoder.linear_encoder.weight.copy_(basis)
+        autoencoder.linear_encoder.bias.zero_()
+        autoencoder.code_gain.fill_(1)
     return autoencoder.requires_grad_(False)
 
 
@@ -292,7 +294,7 @@ def test_depth_is_carried_over_where_points_gave_it():
 
 def test_an_autoencoder_without_depth_says_so():
     with pytest.raises(ValueError, match="knows no depth"):
-        start_view(TinyAutoencoder(6, (8, 8, 8), 0), torch.randn(1, 6, 1, 2, 2), codes("w*4")[None], FOCAL)
+        start_view(TinyAutoencoder(6, (8, 8), 8, 0), torch.randn(1, 6, 1, 2, 2), codes("w*4")[None], FOCAL)
 
 
 def test_needs_a_model_that_predicts_pictures():

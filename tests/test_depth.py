@@ -49,7 +49,7 @@ def test_any_size_of_picture():
 def test_it_learns_and_the_autoencoder_keeps_the_rest(tmp_path):
     recipe = DepthRecipe(seeds="30-39", walks=1, widths=(16, 16, 16), steps=40, batch=8, workers=1)
     torch.manual_seed(0)
-    autoencoder = TinyAutoencoder(96, (8, 8, 8), 0)
+    autoencoder = TinyAutoencoder(96, (8, 8), 8, 0)
     render_pictures(recipe, tmp_path / "pictures", (32, 32))
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "pictures").iterdir())
     render_pictures(recipe, tmp_path / "pictures", (32, 32))

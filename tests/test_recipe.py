@@ -68,7 +68,7 @@ def place(tmp_path_factory):
     (folder / "none").mkdir()
     torch.manual_seed(0)
     model = CausalWorldTransformer(**OURS)
-    TinyAutoencoder(8, (8, 8, 8), 1).save_pretrained(folder / "model" / "autoencoder")
+    TinyAutoencoder(8, (8, 8), 8, 1).save_pretrained(folder / "model" / "autoencoder")
     model.save_pretrained(folder / "model" / "transformer")
     save_checkpoint(folder / "run" / "causal" / "checkpoint", with_prefix("model", model.state_dict()), {"step": 1}, shard_bytes=2000)
     save_file(CausalWorldTransformer(**OURS | {"ffn_dim": 48}).state_dict(), folder / "other.safetensors")
@@ -87,7 +87,7 @@ def test_every_mistake_is_one_line_and_without_torch(place):
         (f"tiny|{run}|--set|autoencoder.batch=0", "autoencoder.batch is 1 or more, got 0."),
         (f"tiny|{run}|--set|data.frames=80", "data.frames is 1 + 4k (5, 9, 13, ...), got 80; 81 would do."),
         (f"tiny|{run}|--set|data.size=120", "data.size is a multiple of 16, got 120; 128 would do."),
-        (f"tiny|{run}|--set|causal.curriculum=[[0.0,42,1]]", "42 latent frames, but data.frames=161 are 41: data.frames=165 would do."),
+        (f"tiny|{run}|--set|causal.curriculum=[[0.0,42,1]]", "42 latent frames, but data.frames=121 are 31: data.frames=165 would do."),
         (f"tiny|{run}|--set|causal.curriculum=[[0.0,5,0]]", "a batch of 1 or more; got 5 and 0."),
         (f"tiny-relic|{run}|--set|student_init.noisy_blocks=21", "noisy_blocks is 1 to blocks - 1, got noisy_blocks=21"),
         (f"tiny|{run}|--set|data.seeds=1000000", "reserved"),

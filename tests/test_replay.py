@@ -51,7 +51,7 @@ def config(chunk=1, stochastic=True):
 def test_replay_gradient_with_camera_views():
     """Views are of what was rolled out, so replay sees those of the roll-out; the pictures are constants to both."""
     torch.manual_seed(0)
-    autoencoder = TinyAutoencoder(4, (8, 8, 8), 0, (8, 8, 8)).requires_grad_(False)
+    autoencoder = TinyAutoencoder(4, (8, 8), 8, 0, (8, 8, 8)).requires_grad_(False)
     model = make_model(view_focal=0.7, view_pictures=3)
     start, condition, difference = make_inputs()
     walk = integrate(to_array(as_actions("left*16 w*8 right*8")))

@@ -70,15 +70,21 @@ class ResidualBlock(nn.Module):
 
 
 class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
-    """A small video autoencoder: a linear code of 16x16x4 pixel patches, decoded by its transpose and a residual network.
+    """A small video autoencoder: a linear code of 16x16x4 pixel patches, decoded by its transpose and, if wanted, a residual network.
 
     Every group of four frames becomes one latent frame at 1/16 of the resolution. The code is the patch's principal components
     (`init_linear_code`) and is never trained further, so distances between latents are distances between pictures
-    (`channel_gain`), and a better decoder never makes encoded clips or a trained world model useless. The decoder adds what a
+    (`channel_gain`), and a better decoder never makes encoded clips or a trained world model useless. The network adds what a
     linear code cannot: edges across patches and detail that the latent frame before already showed, which is all the state that
     a stream needs.
 
-    With `depth_widths` it also tells how far away things are (`PictureDepth`), for camera views.
+    Args:
+        latent_channels: components of the code.
+        decoder_widths: channels of the network at `decoder_stride` and at 16 pixels a place; empty: the code alone decodes.
+        decoder_stride: pixels a place and axis of the network; 4, 8 or 16.
+        decoder_blocks: its residual blocks.
+        depth_widths: of the `PictureDepth` that tells how far away things are, for camera views; empty: there is none.
+        depth_pool: pixels and axis that are averaged before depth is looked for.
     """
 
     spatial_stride = 16
@@ -87,26 +93,35 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     def __init__(
         self,
         latent_channels: int = 384,
-        decoder_widths: tuple[int, int, int] = (96, 128, 160),
+        decoder_widths: tuple[int, ...] = (96, 160),
+        decoder_stride: int = 8,
         decoder_blocks: int = 3,
         depth_widths: tuple[int, ...] = (),
+        depth_pool: int = 1,
     ) -> None:
         super().__init__()
-        self.latent_channels = latent_channels
+        if decoder_stride not in (4, 8, 16):
+            raise ValueError(f"decoder_stride is 4, 8 or 16, got {decoder_stride}.")
+        if len(decoder_widths) not in (0, 2):
+            raise ValueError(f"decoder_widths are two numbers, or none, got {tuple(decoder_widths)}.")
+        self.latent_channels, self.decoder_stride, self.depth_pool = latent_channels, decoder_stride, depth_pool
         pixels = 3 * TEMPORAL_STRIDE
-        full, middle, low = decoder_widths  # at 4, 8 and 16 pixels a place
         self.linear_encoder = nn.Conv2d(pixels, latent_channels, 16, stride=16)
-        self.linear_decoder = nn.ConvTranspose2d(latent_channels, pixels, 16, stride=16)
-        self.refine_latents = nn.Sequential(
-            nn.Conv2d(latent_channels * 2, low, 1), nn.Conv2d(low, middle * 4, 1), nn.PixelShuffle(2),
-            nn.SiLU(), nn.Conv2d(middle, full * 4, 1), nn.PixelShuffle(2),
-        )  # fmt: skip
-        self.refine_picture = nn.Conv2d(pixels * 16, full, 1)
-        self.refine = nn.Sequential(*[ResidualBlock(full) for _ in range(decoder_blocks)])
-        self.refine_out = nn.Conv2d(full, pixels * 16, 1)
-        nn.init.zeros_(self.refine_out.weight)
-        nn.init.zeros_(self.refine_out.bias)
+        self.refine: nn.Module | None = None
+        if decoder_widths:
+            fine, low = decoder_widths
+            finer = self.spatial_stride // decoder_stride
+            self.refine_latents = nn.Sequential(
+                nn.Conv2d(latent_channels * 2, low, 1), nn.SiLU(), nn.Conv2d(low, fine * finer**2, 1), nn.PixelShuffle(finer)
+            )
+            self.refine_picture = nn.Conv2d(pixels * decoder_stride**2, fine, 1)
+            self.refine = nn.Sequential(*[ResidualBlock(fine) for _ in range(decoder_blocks)])
+            self.refine_out = nn.Conv2d(fine, pixels * decoder_stride**2, 1)
+            nn.init.zeros_(self.refine_out.weight)
+            nn.init.zeros_(self.refine_out.bias)
         self.depth = PictureDepth(tuple(depth_widths)) if depth_widths else None
+        self.register_buffer("code_gain", 1 / self.linear_encoder.weight.detach().flatten(1).square().sum(1))
+        self.register_buffer("mean_colours", torch.zeros(pixels))
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
 
@@ -117,22 +132,26 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         return torch.einsum("nphw,cp->nchw", F.pixel_unshuffle(groups, self.spatial_stride), weight).contiguous()
 
     def _synthesise(self, latents: Tensor, frames: slice = slice(None)) -> Tensor:
-        """`linear_decoder` of some of its channels, likewise"""
-        weight, bias = self.linear_decoder.weight[:, frames].flatten(1), self.linear_decoder.bias[frames]
-        return F.pixel_shuffle(torch.einsum("nchw,cp->nphw", latents, weight), self.spatial_stride) + bias[:, None, None]
+        """Pixels of raw latents [N, C, h, w], of some of the group's channels: the transposed code"""
+        weight = self.linear_encoder.weight[:, frames].flatten(1)
+        pixels = torch.einsum("nchw,cp->nphw", latents * self.code_gain[:, None, None], weight)
+        return F.pixel_shuffle(pixels, self.spatial_stride) + self.mean_colours[frames][:, None, None]
 
     def encode_groups(self, groups: Tensor) -> Tensor:
         return self._analyse(groups) + self.linear_encoder.bias[:, None, None]
 
     def decode_groups(self, latents: Tensor, previous: Tensor) -> Tensor:
         picture = self._synthesise(latents)
-        x = self.refine_latents(torch.cat([latents, previous], dim=1)) + self.refine_picture(F.pixel_unshuffle(picture, 4))
-        return picture + F.pixel_shuffle(self.refine_out(self.refine(x)), 4)
+        if self.refine is None:
+            return picture
+        stride = self.decoder_stride
+        x = self.refine_latents(torch.cat([latents, previous], dim=1)) + self.refine_picture(F.pixel_unshuffle(picture, stride))
+        return picture + F.pixel_shuffle(self.refine_out(self.refine(x)), stride)
 
     @property
     def channel_gain(self) -> Tensor:
         """[C]: root of the sum of squares by which a patch changes for one unit of each normalised latent"""
-        return self.latents_std.flatten() * self.linear_decoder.weight.detach().flatten(1).norm(dim=1)
+        return self.latents_std.flatten() * self.code_gain.sqrt()
 
     # -- video -----------------------------------------------------------------------------------------------------------
     def encode_raw(self, video: Tensor) -> Tensor:
@@ -153,9 +172,14 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         raw = self.encode_groups(video.flatten(1, 2)).unsqueeze(2) if grouped else self.encode_raw(video)
         return (raw - self.latents_mean) / self.latents_std
 
-    def encode_change(self, change: Tensor) -> Tensor:
-        """By how much latents [B, C, h, w] change when one group of frames changes by `change` [B, 3, 4, H, W]"""
-        return self._analyse(change.flatten(1, 2)) / self.latents_std[:, :, 0]
+    def patch_pixels(self, latents: Tensor) -> Tensor:
+        """Pixels [M, P] of single latents [M, C] by the linear code alone; P = 3 * 4 * 16 * 16, as `pixel_unshuffle` orders them"""
+        raw = latents * self.latents_std.flatten() + self.latents_mean.flatten()
+        return (raw * self.code_gain) @ self.linear_encoder.weight.flatten(1) + self.mean_colours.repeat_interleave(self.spatial_stride**2)
+
+    def patch_change(self, pixels: Tensor) -> Tensor:
+        """By how much single latents [M, C] change when their pixels change by `pixels` [M, P]"""
+        return pixels @ self.linear_encoder.weight.flatten(1).T / self.latents_std.flatten()
 
     def linear_frames(self, latents: Tensor) -> Tensor:
         """Four video frames [B, 3, 4, H, W] of one latent frame [B, C, h, w], by the linear code alone"""
@@ -168,10 +192,11 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         return self._synthesise(raw, slice(TEMPORAL_STRIDE - 1, None, TEMPORAL_STRIDE)).clamp(-1, 1)
 
     def inverse_depth(self, pictures: Tensor) -> Tensor:
-        """Of what pictures [N, 3, H, W] show: [N, 1, H/2, W/2] in 1/steps; raises ValueError where no depth was trained"""
+        """Of what pictures [N, 3, H, W] show, in 1/steps: [N, 1, H/2, W/2], or less by `depth_pool`; raises ValueError where no depth
+        was trained"""
         if self.depth is None:
             raise ValueError("This autoencoder knows no depth, which camera views need: train one with depth_widths.")
-        return self.depth(pictures)
+        return self.depth(F.avg_pool2d(pictures, self.depth_pool) if self.depth_pool > 1 else pictures)
 
     def decode_raw(self, latents: Tensor, previous: Tensor | None = None) -> Tensor:
         """Raw latents [B, C, t, h, w] -> groups [B, 3, t, 4, H, W]; `previous` [B, C, h, w] is None at a stream's start."""
@@ -190,10 +215,10 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     def advance(self, latents: Tensor, state: Tensor | None = None) -> Tensor:
         return (latents * self.latents_std + self.latents_mean)[:, :, -1]
 
-    def with_depth(self, widths: Sequence[int], weights: dict[str, Tensor]) -> TinyAutoencoder:
-        """A copy that knows depth: `PictureDepth` of these widths and weights"""
+    def with_depth(self, widths: Sequence[int], weights: dict[str, Tensor], pool: int = 1) -> TinyAutoencoder:
+        """A copy that knows depth: `PictureDepth` of these widths and weights, of pictures averaged over `pool` pixels"""
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made = TinyAutoencoder(**config | {"depth_widths": tuple(widths)})
+        made = TinyAutoencoder(**config | {"depth_widths": tuple(widths), "depth_pool": pool})
         mine = {k: v for k, v in self.state_dict().items() if not k.startswith("depth.")}
         made.load_state_dict(mine | {f"depth.{k}": v for k, v in weights.items()})
         return made
@@ -213,13 +238,11 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         variance, vectors = torch.linalg.eigh(second / count - torch.outer(mean, mean))
         top = torch.arange(len(variance) - 1, len(variance) - 1 - self.latent_channels, -1)
         scale = variance[top].clamp_min(1e-8).pow(0.25)  # half-way to whitening: detail is neither lost nor blown up
-        analysis = (vectors[:, top] / scale).T  # [C, 3072]
-        synthesis = (vectors[:, top] * scale).T
-        shape = self.linear_encoder.weight.shape
-        self.linear_encoder.weight.copy_(analysis.reshape(shape))
+        analysis = (vectors[:, top] / scale).T  # [C, 3072], of length 1 / scale: its transpose, times scale^2, is the synthesis
+        self.linear_encoder.weight.copy_(analysis.reshape(self.linear_encoder.weight.shape))
         self.linear_encoder.bias.copy_(-(analysis @ mean))
-        self.linear_decoder.weight.copy_(synthesis.reshape(shape))
-        self.linear_decoder.bias.copy_(mean.view(12, -1).mean(1))
+        self.code_gain.copy_(scale**2)
+        self.mean_colours.copy_(mean.view(len(self.mean_colours), -1).mean(1))
 
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Fix the normalisation of latents, per channel [C]; saved with the weights."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
+from worldmodel.depth import FINEST
 
 CELLS = 4
 """Cells per token and axis in which tokens are told what is known."""
@@ -36,8 +37,11 @@ SHARPER = 8.0
 GUESSED = 0.6
 """Trust in what no picture shows: there a view continues what is at its edge, which is cleaner than a small model's mean of all that may
 be there, and no further from the truth."""
+ALIKE = 1e-3
+"""Trust within a latent that differs by no more is the same."""
 ASTRAY = 2.0
-"""Pixels by which a look-up may go astray for what the picture has there being elsewhere; at twice that it shows something else."""
+"""Pixels, of pictures as fine as depth is looked for in, by which a look-up may go astray for what is there being elsewhere; at twice that
+it shows something else."""
 
 
 def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,9 +183,11 @@ class CameraView:
 
     Attributes:
         frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
-        known: [N, 4, H, W], with what quality; 0 where no picture shows it.
+        known: [N, 4, h', w'], with what quality, as finely as depth is told; 0 where no picture shows it.
         trust: [N, 4, H, W] in `GUESSED`..1, how far the frames are to be taken for the truth, however old the pictures.
         latents: [N, C, h, w] of `frames`.
+        trusted: [N, h, w], the least trust within each latent; `mixed` (n, y, x) [M] are those in which it is not the same everywhere, and
+            `mixed_pixels`, `mixed_trust` [M, P] what those have (`TinyAutoencoder.patch_pixels`).
         inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
 
@@ -204,24 +210,44 @@ class CameraView:
         total = counts.sum(1)
         near = fill(((seen * counts).sum(1) / total.clamp_min(1e-9)).flatten(0, 1), (total > 0).to(seen).flatten(0, 1))
         self.inverse_depth, self.measured = near.unflatten(0, (n, t))[:, -1], total[:, -1] > 0
-        near = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, height * width)
-        # every pixel looked up in the pictures
-        rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
-        where, inside, share = look_up(rays, turn, move, near.unsqueeze(3), focal, width / height)  # N K 4 HW
-        grid = where.view(n * k, t * height, width, 2)
-        finer = F.interpolate(inverse_depth.unsqueeze(1), (height, width), mode="bilinear")
-        found = F.grid_sample(torch.cat([pictures, finer], 1), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        found = found.view(n, k, 4, t, height, width)
-        frames, has = found[:, :, :3], found[:, :, 3].flatten(3)
-        astray = (has - near / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * width)
-        astray = F.avg_pool2d(astray.view(n * k, t, height, width), 5, 1, 2, count_include_pad=False).view(n, k, t, height, width)
-        shows = inside.view(n, k, t, height, width) * (2 - astray / ASTRAY).clamp(0, 1)
-        known = shows * quality[:, :, None, None, None]
+
+        # what the pictures have where they are looked up: as finely as depth is told
+        def looked_up(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            rays = pixel_rays(size, focal, str(pictures.device), pictures.dtype)
+            finer = F.interpolate(near.unsqueeze(1), size, mode="bilinear").view(n, 1, t, size[0] * size[1])
+            where, inside, share = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)  # N K 4 hw
+            return where.view(n * k, t * size[0], size[1], 2), inside, share, finer
+
+        def found(values: Tensor, where: Tensor) -> Tensor:
+            return F.grid_sample(values, where, mode="bilinear", padding_mode="border", align_corners=False)
+
+        h, w = size = tuple(FINEST * x for x in inverse_depth.shape[-2:])
+        where, inside, share, finer = looked_up(size)
+        has = found(F.interpolate(inverse_depth.unsqueeze(1), size, mode="bilinear"), where).view(n, k, t, h * w)
+        astray = (has - finer / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * w)
+        astray = F.avg_pool2d(astray.view(n * k, t, h, w), 5, 1, 2, count_include_pad=False).view(n, k, t, h, w)
+        shows = inside.view(n, k, t, h, w) * (2 - astray / ASTRAY).clamp(0, 1)
+        self.known = (shows * quality[:, :, None, None, None]).amax(1)
+        # every pixel, from the pictures that show it
+        if size != (height, width):
+            where = looked_up((height, width))[0]
+            shows = F.interpolate(shows.flatten(0, 1), (height, width), mode="bilinear").view(n, k, t, height, width)
         weight = shows * quality[:, :, None, None, None] ** SHARPER
         weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
+        frames = found(pictures, where).view(n, k, 3, t, height, width)
         self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
-        self.known, self.trust = known.amax(1), shows.amax(1).clamp_min(GUESSED)
+        self.trust = shows.amax(1).clamp_min(GUESSED)
         self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
+        self._find_mixed()
+
+    def _find_mixed(self) -> None:
+        """Which latents have pixels that are not all trusted alike, and those pixels"""
+        trust = F.pixel_unshuffle(self.trust, self.autoencoder.spatial_stride)  # N 4*256 h w
+        self.trusted, most = trust.aminmax(dim=1)
+        n, y, x = self.mixed = torch.nonzero(most - self.trusted > ALIKE, as_tuple=True)
+        size = self.frames.shape[1], TEMPORAL_STRIDE, self.autoencoder.spatial_stride**2
+        self.mixed_pixels = F.pixel_unshuffle(self.frames.flatten(1, 2), self.autoencoder.spatial_stride)[n, :, y, x]
+        self.mixed_trust = trust[n, :, y, x].unflatten(1, size[1:]).unsqueeze(1).expand(-1, *size).flatten(1)
 
     def depth_of(self, latents: Tensor) -> Tensor:
         """Inverse depth [N, k, l] of the last pictures of new latent frames [N, C, h, w]: carried over where pictures' points gave it, so
@@ -234,6 +260,7 @@ class CameraView:
         joined = copy.copy(views[0])
         for name in ("frames", "known", "trust", "latents", "inverse_depth", "measured"):
             setattr(joined, name, torch.cat([getattr(view, name) for view in views]))
+        joined._find_mixed()
         return joined
 
 
@@ -306,6 +333,19 @@ def _view(
     return CameraView(autoencoder, pictures[at], depth[at], here, there, quality, focal)
 
 
+def to_patches(latents: Tensor, patch: tuple[int, int]) -> Tensor:
+    """[N, C, h, w] -> [N, L, ph*pw*C], in the order of the transformer's output"""
+    ph, pw = patch
+    x = latents.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))  # N C h ph w pw
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def from_patches(patches: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """The inverse of `to_patches`; `grid` is (h / ph, w / pw)"""
+    x = patches.unflatten(2, (*patch, -1)).unflatten(1, grid)  # N h w ph pw C
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
 class ViewBlend(nn.Module):
     """Shows a `CameraView` to the transformer, and puts it into what comes out.
 
@@ -329,26 +369,23 @@ class ViewBlend(nn.Module):
         """What the view adds to the embedded tokens: [N, L, D]"""
         h, w = view.latents.shape[-2:]
         reach = F.pixel_unshuffle(F.adaptive_avg_pool2d(view.known, (CELLS * h, CELLS * w)), CELLS)
-        shown, reach = (self._patches(x).to(self.enter.weight) for x in (view.latents, reach))
+        shown, reach = (to_patches(x, self.patch).to(self.enter.weight) for x in (view.latents, reach))
         return self.enter(shown) + self.enter_reach(reach)
-
-    def _patches(self, latents: Tensor) -> Tensor:
-        """[N, C, h, w] -> [N, L, ph*pw*C], in the order of the transformer's output"""
-        ph, pw = self.patch
-        x = latents.unflatten(3, (-1, pw)).unflatten(2, (-1, ph))  # N C h ph w pw
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-    def _latents(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The inverse of `_patches`; `grid` is (h / ph, w / pw)"""
-        x = patches.unflatten(2, (*self.patch, -1)).unflatten(1, grid)  # N h w ph pw C
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
         """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the view's frames where they are known.
 
-        In pixels, since a token's frames are often known in part; the code is linear, so a change of pixels is one of latents.
+        The code is linear and a projection: where a latent's pixels are all trusted alike, the change of pixels is the same share of that
+        of the latent. Where they are not, at the edges of what pictures show, it is taken in pixels.
         """
         grid = tuple(n // p for n, p in zip(view.latents.shape[-2:], self.patch, strict=True))
-        change = view.frames - view.autoencoder.linear_frames(self._latents(out, grid).to(view.frames))
-        change = self._patches(view.autoencoder.encode_change(change * view.trust.unsqueeze(1)))
-        return out + torch.sigmoid(self.gate(hidden)) * change.to(out)
+        made = from_patches(out, grid, self.patch).to(view.latents)
+        change = (view.latents - made) * view.trusted.unsqueeze(1)
+        if len(view.mixed[0]):
+            n, y, x = view.mixed
+            here = made[n, :, y, x]
+            pixels = view.mixed_trust * (view.mixed_pixels - view.autoencoder.patch_pixels(here))
+            change = change.index_put(
+                (n[:, None], torch.arange(here.shape[1], device=n.device), y[:, None], x[:, None]), view.autoencoder.patch_change(pixels)
+            )
+        return out + torch.sigmoid(self.gate(hidden)) * to_patches(change, self.patch).to(out)
