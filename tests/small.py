@@ -21,12 +21,15 @@ class WordEncoder(TextEncoder):
         return torch.stack([torch.randn(self.config.dim, generator=torch.Generator().manual_seed(sum(map(ord, w)))) for w in words])
 
 
-def small_model(seed: int = 0, chunk: int = 1, memory: MemoryConfig | None = None, steps: int = 2) -> WorldModel:
+def small_model(
+    seed: int = 0, chunk: int = 1, memory: MemoryConfig | None = None, steps: int = 2, view_focal: float = 0.0
+) -> WorldModel:  # fmt: skip
     torch.manual_seed(seed)
     autoencoder = TinyAutoencoder(latent_channels=8, decoder_widths=(8, 8), decoder_blocks=1, depth_widths=(8, 8, 8)).eval()
     transformer = CausalWorldTransformer(
         patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=12, in_channels=8, out_channels=8, text_dim=16,
         freq_dim=16, ffn_dim=32, num_layers=2, camera_dim=8, rope_theta=100.0, prediction_type="sample",
+        view_focal=view_focal, view_pictures=2,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

@@ -42,14 +42,10 @@ def with_smooth_code(autoencoder):
 @pytest.fixture(scope="module")
 def model():
     """A small model with a camera view and a code of principal components"""
-    plain = small_model()
+    made = small_model(view_focal=0.7)
     torch.manual_seed(3)
-    config = {k: v for k, v in plain.transformer.config.items() if not k.startswith("_")}
-    transformer = CausalWorldTransformer(**config | {"view_focal": 0.7, "view_pictures": 2})
-    with torch.no_grad():
-        for p in transformer.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return WorldModel(transformer, with_smooth_code(plain.autoencoder), plain.text, plain.config)
+    with_smooth_code(made.autoencoder)
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
 from worldmodel.depth import FINEST
+from worldmodel.tone import BANDS
 
 CELLS = 4
 """Cells per token and axis in which tokens are told what is known."""
@@ -269,15 +270,38 @@ def depth_of(autoencoder: TinyAutoencoder, latents: Tensor) -> Tensor:
     return autoencoder.inverse_depth(autoencoder.last_picture(latents)).squeeze(1)
 
 
+def toned(pictures: Tensor, change: Tensor, codes: Tensor, focal: float) -> Tensor:
+    """Pictures [M, 3, H, W] in -1..1 under a change of tone [M, BANDS, 3], seen from the poses `codes` [M, 9].
+
+    `focal` is focal length over width. Bands are those of a level picture, wherever the camera looks: what is up is told by the pose.
+    """
+    rows = change.flatten(1).abs().amax(1) > 0
+    if not rows.any():
+        return pictures
+    height, width = pictures.shape[-2:]
+    rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
+    down = F.normalize(rays, dim=-1) @ rotation_and_position(codes[rows])[0][:, 1].unsqueeze(-1)  # M HW 1
+    slope = (torch.arange(BANDS, device=pictures.device) + 0.5 - BANDS / 2) / BANDS * height / (focal * width)
+    centres = slope / (1 + slope.square()).sqrt()  # sines of the angles down to the bands' centres
+    apart = F.pad(centres.diff(), (1, 1), value=torch.inf)  # the outer bands go on beyond the picture
+    off = down - centres
+    weight = (1 - torch.where(off < 0, -off / apart[:-1], off / apart[1:])).clamp_min(0)  # 1 in all
+    exponent = (weight @ change[rows].to(weight)).exp()  # M HW 3
+    exponent = exponent.transpose(1, 2).unflatten(2, (height, width))
+    out = pictures.clone()
+    out[rows] = ((pictures[rows] + 1) / 2).clamp(0, 1) ** exponent * 2 - 1
+    return out
+
+
 def next_view(
     autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, pictures: int, focal: float,
-    inverse_depth: Tensor | None = None,
+    inverse_depth: Tensor | None = None, change: Tensor | None = None,
 ) -> CameraView | None:  # fmt: skip
     """The views of a chunk from at most `pictures` of the latent frames that are remembered; None without a focal length.
 
     latents [B, C, S, h, w], the last one that before the chunk, pose codes `here` [B, S, 9] of their last video frames, `index`
     [S], when they were; `there` [B, 4t, 9], the poses of the chunk's frames; `inverse_depth` [B, S, k, l] of the last video frames where
-    it is known already.
+    it is known already; `change` [B, S, BANDS, 3] of their tone, if there is any (`toned`).
     """
     if not focal:
         return None
@@ -288,7 +312,7 @@ def next_view(
     last = torch.full((len(here),), s - 1, device=here.device)
     allowed = torch.ones(len(here), s, dtype=torch.bool, device=here.device)
     picks, quality = choose_pictures(here, there[:, -1], index.to(here.device), allowed, last, min(pictures, s), focal, size)
-    return _view(autoencoder, latents, here, there, picks, quality, focal, inverse_depth)
+    return _view(autoencoder, latents, here, there, picks, quality, focal, inverse_depth, change)
 
 
 def start_view(autoencoder: TinyAutoencoder, start: Tensor, poses: Tensor, focal: float) -> CameraView | None:
@@ -322,13 +346,16 @@ def sequence_view(
 @torch.no_grad()
 def _view(
     autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, picks: Tensor, quality: Tensor, focal: float,
-    inverse_depth: Tensor | None = None,
+    inverse_depth: Tensor | None = None, change: Tensor | None = None,
 ) -> CameraView:  # fmt: skip
     """`picks` [B*t, K] among latents [B, C, S, h, w] with pose codes `here` [B*t, S, 9]"""
     row = torch.arange(len(latents), device=picks.device).repeat_interleave(len(picks) // len(latents))
     which, at = (row[:, None] * latents.shape[2] + picks).unique(return_inverse=True)  # each latent frame once
     pictures = autoencoder.last_picture(latents.transpose(1, 2).flatten(0, 1)[which])
     depth = autoencoder.inverse_depth(pictures).squeeze(1) if inverse_depth is None else inverse_depth.flatten(0, 1)[which]
+    if change is not None:
+        codes = here.unflatten(0, (len(latents), -1))[:, 0].flatten(0, 1)[which]
+        pictures = toned(pictures, change.flatten(0, 1)[which], codes, focal)
     here = here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
     return CameraView(autoencoder, pictures[at], depth[at], here, there, quality, focal)
 

@@ -67,6 +67,7 @@ class Past:
     prompt: str
     inverse_depth: Tensor | None = None  # [1, t, k, l] of the last video frame of each latent frame, for models with camera views
     last_step: LastStep | None = None
+    tone: np.ndarray | None = None  # [BANDS, 3], by which the prompts since the start have changed its colours; None: not at all (`tone`)
 
     def latent_frame(self, k: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
         """Latent frame k of the chunk [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""

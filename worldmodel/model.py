@@ -37,6 +37,7 @@ from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.runtime import RuntimeConfig, apply_runtime
 from worldmodel.sampling import SamplerConfig
 from worldmodel.text import TextConfig, TextEncoder
+from worldmodel.tone import tone_of
 from worldmodel.transformer import CausalWorldTransformer
 from worldmodel.world import HISTORY, World
 from worldmodel.world_file import WorldState
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "world_model.json"
 MAX_PROMPT = 1000
+MAX_TONES = 256  # prompts whose colours are kept
 
 
 class ModelError(ValueError):
@@ -120,6 +122,7 @@ class WorldModel:
         self.transformer, self.autoencoder, self.text, self.config = transformer.eval(), autoencoder, text, config
         self._gallery_folder, self.known_pictures = gallery, known_pictures
         self.runtime = runtime or RuntimeConfig()  # as `apply_runtime` has made the transformer
+        self._tones: dict[str, np.ndarray] = {}
 
     # -- geometry ----------------------------------------------------------------------------------------------------------
     @property
@@ -372,6 +375,14 @@ class WorldModel:
     def encode_prompt(self, prompt: str) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention keys and values of each block"""
         return self.transformer.encode_text(self.text.encode(prompt).to(self.device, self.dtype))
+
+    def tone(self, prompt: str) -> np.ndarray:
+        """Colours that a prompt means (`worldmodel.tone`), of the picture that it makes alone; told once for each prompt"""
+        if prompt not in self._tones:
+            while len(self._tones) >= MAX_TONES:
+                self._tones.pop(next(iter(self._tones)))
+            self._tones[prompt] = tone_of(self.start(None, prompt, history=0).first_frame)
+        return self._tones[prompt]
 
     @staticmethod
     def to_frames(video: Tensor) -> np.ndarray:

@@ -25,6 +25,7 @@ from worldmodel.camera_view import CameraView, depth_of, next_view
 from worldmodel.chunk import Chunk, MemoryTile, Past, Plan
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
+from worldmodel.tone import BANDS, TOLD, next_tone
 from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, pack_pasts, unpack
 
 if TYPE_CHECKING:
@@ -296,7 +297,10 @@ class World:
         """The world of which `state` was taken, with its own `history` from now on."""
         tensors, meta, base = state.tensors, state.meta, state.meta["base"]
         world = cls(model, meta["start_prompt"], meta["seed"], tensors["latents"][:, :, :1].to(model.device, copy=True), history)
-        world._history = state.pasts(model, world._depth_of)
+        before = world._start
+        for past in state.pasts(model, world._depth_of):
+            before = replace(past, tone=world._tone_after(before, past.prompt))
+            world._history.append(before)
         world._held = [i for i in tensors["held"].tolist() if i < base]
         world._base, world._prompt, world._window_prompt = base, meta["prompt"], world._prompt_before(len(world._history))
         if base:
@@ -343,14 +347,16 @@ class World:
         poses = integrate(per_frame, start=self.pose)
         look(self._memory, poses, self.model.config.chunk)
         noise, generator = self._noise(self.index, self.model.config.chunk)
-        return Plan(per_frame, poses, noise, generator, self.text_context(), self._view(self._memory, poses))
+        view = self._view(self._memory, poses, self._tone_after(self._last, self._prompt))
+        return Plan(per_frame, poses, noise, generator, self.text_context(), view)
 
     def accept(
         self, past: Past, frames: np.ndarray, decoder_state: Any, view: CameraView | None = None, laid: bool = False
     ) -> Chunk:  # fmt: skip
         """The next chunk was made, with `view` unless it was given; its frames are uint8 [F, H, W, 3]. `laid` as the property."""
         chunk = Chunk(frames, past.poses.astype(np.float32), past.actions, self.index)
-        self._pending, self._laid = replace(past, inverse_depth=self._depth_of(past.latents, view)), laid
+        known = dict(inverse_depth=self._depth_of(past.latents, view), tone=self._tone_after(self._last, past.prompt))
+        self._pending, self._laid = replace(past, **known), laid
         self._decoder_state, self.last_frame = decoder_state, frames[-1]
         return chunk
 
@@ -398,8 +404,8 @@ class World:
         c, h, w = self.model.latent_shape
         return torch.randn(1, c, latents, h, w, generator=generator).to(self.model.device, self.model.dtype), generator
 
-    def _view(self, memory: CompressedMemory, poses: np.ndarray) -> CameraView | None:
-        """Pictures remembered in `memory` as they look from the next chunk's poses [4t, 4, 4], for models that use them."""
+    def _view(self, memory: CompressedMemory, poses: np.ndarray, tone: np.ndarray | None) -> CameraView | None:
+        """Pictures remembered in `memory` as they look from the next chunk's poses [4t, 4, 4] in its `tone`, for models that use them."""
         config = self.model.transformer.config
         if not config.view_focal:
             return None
@@ -408,7 +414,26 @@ class World:
         index = torch.tensor(memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
         latents, depths = torch.cat(latents, 2), torch.cat(depths, 1)
-        return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths)
+        tones = [self._past_of(i)[0].tone for i in memory.remembered()]
+        change = None
+        if any(t is not tone for t in tones):
+            level = np.zeros((BANDS, 3), np.float32)
+            change = np.stack([(level if tone is None else tone) - (level if t is None else t) for t in tones])
+            change = torch.from_numpy(change)[None].to(**to)
+        return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths, change)
+
+    @property
+    def _last(self) -> Past:
+        """The chunk before the next one."""
+        return self._pending or (self._history[-1] if self._history else self._start)
+
+    def _tone_after(self, before: Past, prompt: str) -> np.ndarray | None:
+        """The tone of a chunk under `prompt` after another; None as long as no prompt but the first has held."""
+        if not self.model.transformer.config.view_focal or (before.tone is None and prompt == self._start.prompt):
+            return None
+        aim = TOLD * (self.model.tone(prompt) - self.model.tone(self._start.prompt))
+        tone = next_tone(np.zeros_like(aim) if before.tone is None else before.tone, aim)
+        return None if not tone.any() else before.tone if before.tone is not None and np.array_equal(tone, before.tone) else tone
 
     @torch.no_grad()
     def _depth_of(self, latents: Tensor, view: CameraView | None = None) -> Tensor | None:
@@ -420,15 +445,19 @@ class World:
 
     def _remembered(self, index: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
         """Latent frame `index` [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""
-        chunk = self.model.config.chunk
-        past, k = (self._history[(index - 1) // chunk], (index - 1) % chunk) if index else (self._start, 0)  # a chunk of its own
+        past, k = self._past_of(index)
         return past.latent_frame(k)
+
+    def _past_of(self, index: int) -> tuple[Past, int]:
+        """The chunk that latent frame `index` is in, and which of its own it is."""
+        chunk = self.model.config.chunk
+        return (self._history[(index - 1) // chunk], (index - 1) % chunk) if index else (self._start, 0)  # a chunk of its own
 
     def _write(self, memory: CompressedMemory, past: Past) -> None:
         view = None
         if past.last_step is not None:
             look(memory, past.poses, past.latents.shape[2])
-            view = self._view(memory, past.poses)
+            view = self._view(memory, past.poses, past.tone)
         write_together(self.model, [memory], [past], [self.text_context(past.prompt)], view)
 
     def _prompt_before(self, chunk: int) -> str:
