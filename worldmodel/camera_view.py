@@ -76,9 +76,12 @@ def look_up(
 
     `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `inverse_depth` a number or [..., 1, P], `aspect` width over height.
     """
-    x, y, z = (turn @ rays.T + inverse_depth * move.unsqueeze(-1)).unbind(-2)  # by axis, so that memory is read in one piece
+    there = turn @ rays.T  # by axis, so that memory is read in one piece; changed in place, as nearly all of the time is memory's
+    there += inverse_depth * move.unsqueeze(-1)
+    x, y, z = there.unbind(-2)
     scale = 2 * focal / z.clamp_min(0.05)
-    x, y = x * scale, y * scale * aspect
+    x *= scale
+    y *= scale.mul_(aspect)
     return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05), z
 
 
@@ -213,17 +216,14 @@ class CameraView:
         self.inverse_depth, self.measured = near.unflatten(0, (n, t))[:, -1], total[:, -1] > 0
 
         # what the pictures have where they are looked up: as finely as depth is told
-        def looked_up(size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            rays = pixel_rays(size, focal, str(pictures.device), pictures.dtype)
-            finer = F.interpolate(near.unsqueeze(1), size, mode="bilinear").view(n, 1, t, size[0] * size[1])
-            where, inside, share = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)  # N K 4 hw
-            return where.view(n * k, t * size[0], size[1], 2), inside, share, finer
-
         def found(values: Tensor, where: Tensor) -> Tensor:
             return F.grid_sample(values, where, mode="bilinear", padding_mode="border", align_corners=False)
 
         h, w = size = tuple(FINEST * x for x in inverse_depth.shape[-2:])
-        where, inside, share, finer = looked_up(size)
+        rays = pixel_rays(size, focal, str(pictures.device), pictures.dtype)
+        finer = F.interpolate(near.unsqueeze(1), size, mode="bilinear").view(n, 1, t, h * w)
+        where, inside, share = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)  # N K 4 hw
+        where = where.view(n * k, t * h, w, 2)
         has = found(F.interpolate(inverse_depth.unsqueeze(1), size, mode="bilinear"), where).view(n, k, t, h * w)
         astray = (has - finer / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * w)
         astray = F.avg_pool2d(astray.view(n * k, t, h, w), 5, 1, 2, count_include_pad=False).view(n, k, t, h, w)
@@ -231,7 +231,9 @@ class CameraView:
         self.known = (shows * quality[:, :, None, None, None]).amax(1)
         # every pixel, from the pictures that show it
         if size != (height, width):
-            where = looked_up((height, width))[0]
+            rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
+            finer = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, 1, height * width)
+            where = look_up(rays, turn, move, finer, focal, width / height)[0].view(n * k, t * height, width, 2)
             shows = F.interpolate(shows.flatten(0, 1), (height, width), mode="bilinear").view(n, k, t, height, width)
         weight = shows * quality[:, :, None, None, None] ** SHARPER
         weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
@@ -243,12 +245,12 @@ class CameraView:
 
     def _find_mixed(self) -> None:
         """Which latents have pixels that are not all trusted alike, and those pixels"""
-        trust = F.pixel_unshuffle(self.trust, self.autoencoder.spatial_stride)  # N 4*256 h w
-        self.trusted, most = trust.aminmax(dim=1)
-        n, y, x = self.mixed = torch.nonzero(most - self.trusted > ALIKE, as_tuple=True)
-        size = self.frames.shape[1], TEMPORAL_STRIDE, self.autoencoder.spatial_stride**2
-        self.mixed_pixels = F.pixel_unshuffle(self.frames.flatten(1, 2), self.autoencoder.spatial_stride)[n, :, y, x]
-        self.mixed_trust = trust[n, :, y, x].unflatten(1, size[1:]).unsqueeze(1).expand(-1, *size).flatten(1)
+        stride = self.autoencoder.spatial_stride
+        self.trusted = -F.max_pool2d(-self.trust.amin(1), stride)
+        n, y, x = self.mixed = torch.nonzero(F.max_pool2d(self.trust.amax(1), stride) - self.trusted > ALIKE, as_tuple=True)
+        patches = torch.cat([self.frames, self.trust.unsqueeze(1)], 1).unflatten(4, (-1, stride)).unflatten(3, (-1, stride))
+        patches = patches[n, :, :, y, :, x]  # M 3+1 4 stride stride
+        self.mixed_pixels, self.mixed_trust = patches[:, :3].flatten(1), patches[:, 3:].expand(-1, 3, -1, -1, -1).flatten(1)
 
     def depth_of(self, latents: Tensor) -> Tensor:
         """Inverse depth [N, k, l] of the last pictures of new latent frames [N, C, h, w]: carried over where pictures' points gave it, so
