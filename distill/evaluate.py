@@ -190,9 +190,9 @@ def main(argv: list[str] | None = None) -> int:
         results[name], pairs = evaluate_walks(model, todo, name)
         by_family = {family_of(c.seed): p for c, p in zip(reversed(todo), reversed(pairs), strict=True)}
         chosen = [*by_family.values(), *pairs[len(pairs) // 2 : len(pairs) // 2 + 4]]
-        Image.fromarray(sheet(chosen)).save(args.out / f"{name.split(' ')[0].rstrip(',')}.png")
+        Image.fromarray(sheet(chosen)).save(args.out / f"{name.split(' ')[0].rstrip(',')}.jpg", quality=88)
     results["revisit"], strips = evaluate_revisits(model, list(GALLERY_SEEDS)[:12], RESERVED_START + 50)
-    Image.fromarray(np.concatenate(strips)).save(args.out / "revisit.png")
+    Image.fromarray(np.concatenate(strips)).save(args.out / "revisit.jpg", quality=88)
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "table.md").write_text(markdown(results))
     print(markdown(results))
