@@ -6,8 +6,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from worldmodel.camera import integrate, intrinsics_from_fov, pose_code
-from worldmodel.memory import MemoryConfig, teacher_forcing_layout, training_layout
-from worldmodel.transformer import CausalWorldTransformer, token_rays
+from worldmodel.memory import MemoryConfig, rotate_into, teacher_forcing_layout, token_positions, training_layout
+from worldmodel.transformer import CausalWorldTransformer, RotaryEmbedding, rotate, token_rays
 
 WAN = dict(num_attention_heads=4, attention_head_dim=24, in_channels=6, out_channels=6, text_dim=20, freq_dim=32, ffn_dim=64, num_layers=3)
 GRID = (4, 4)  # tokens of an 8x8 latent with 2x2 patches
@@ -61,6 +61,47 @@ def inputs(latents=5, batch=2, seed=1):
     )
 
 
+def written_out(x, turn):
+    """Each pair of channels of x [..., N, heads, head_dim] turned, in real numbers."""
+    cos, sin = turn.real.unsqueeze(-2), turn.imag.unsqueeze(-2)
+    x1, x2 = x[..., 0::2], x[..., 1::2]
+    return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_turning_is_the_same_in_complex_numbers(dtype):
+    turn = RotaryEmbedding(24)(token_positions(torch.tensor([0, 7]), (3, 5)))
+    x = torch.randn(2, 30, 4, 24, dtype=dtype)
+    want = written_out(x, turn)
+    assert rotate(x, turn).dtype == dtype and torch.allclose(rotate(x, turn), want, rtol=1e-6, atol=1e-6)
+    apart = x.transpose(1, 3).contiguous().transpose(1, 3)  # what pooling of uneven grids gives: channels do not lie together
+    assert apart.stride(-1) != 1 and torch.equal(rotate(apart, turn), rotate(x, turn))
+    room = torch.zeros(2, 4, 40, 24, dtype=dtype)
+    rotate_into(room[:, :, :30], x.transpose(1, 2), turn)
+    assert torch.equal(room[:, :, :30].transpose(1, 2), rotate(x, turn)) and not room[:, :, 30:].any()
+    own = torch.stack([turn, turn.conj().resolve_conj()])  # an angle for each sequence of a batch
+    assert torch.equal(rotate(x, own)[:1], rotate(x[:1], turn)) and not torch.equal(rotate(x, own)[1:], rotate(x[1:], turn))
+
+
+def test_turning_has_the_gradient_of_a_rotation():
+    turn = RotaryEmbedding(24)(token_positions(torch.tensor([3]), (2, 2))).to(torch.complex128)
+    x = torch.randn(1, 4, 2, 24, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, turn), x)
+
+
+@torch.no_grad()
+def test_positions_are_worked_out_once_for_the_passes_of_a_chunk(playing, monkeypatch):
+    i, calls, rope = inputs(batch=1), [], playing.rope.forward
+    monkeypatch.setattr(playing.rope, "forward", lambda positions: calls.append(len(positions)) or rope(positions))
+    model, memory = playing, playing.new_memory(MemoryConfig(window=2, horizon=6), (8, 8))
+    text, chunk = model.encode_text(i["text"]), i["x"][:, :, :1]
+    before = model(chunk, torch.ones(1), text, memory=memory)
+    assert torch.equal(model(chunk, torch.ones(1), text, memory=memory, write=True), before) and calls == [16]
+    moved = model(chunk, torch.ones(1), text, memory=memory)
+    assert calls == [16, 16, 16] and not torch.equal(moved, before)  # the next chunk's, and the memory's
+    assert torch.equal(model(i["x"], torch.ones(1), text), playing(i["x"], torch.ones(1), text)) and calls[3:] == [80]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_equals_wan(wan, ours, per_frame):
@@ -69,7 +110,7 @@ def test_equals_wan(wan, ours, per_frame):
     wan_t = t.repeat_interleave(16, dim=1) if per_frame else t
     want = wan(i["x"], wan_t, i["text"], return_dict=False)[0]
     got = ours(i["x"], t, i["text"], i["actions"], i["poses"])  # new parts start at zero
-    assert (got - want).abs().max() <= (5e-6 if per_frame else 0.0)
+    assert (got - want).abs().max() <= 5e-6  # rounding
 
 
 @torch.no_grad()

@@ -138,14 +138,21 @@ def teacher_forcing_layout(config: MemoryConfig, latents: int, grid: tuple[int, 
     return replace(clean, times=clean.times.repeat(2), mask=mask)
 
 
-def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn each pair of channels of x [..., N, head_dim] by the angles [N, head_dim / 2], without a second copy: as `transformer.rotate`"""
-    (x1, x2), (out1, out2) = (y.unflatten(-1, (-1, 2)).unbind(-1) for y in (x, out))
-    a, b = x1 * cos, x2 * sin
-    torch.sub(a, b, out=out1)
-    torch.mul(x1, sin, out=a)
-    torch.mul(x2, cos, out=b)
-    torch.add(a, b, out=out2)
+def pairs(x: Tensor) -> Tensor:
+    """Channels of x [..., head_dim] two by two as complex numbers [..., head_dim/2]: x itself, but for a copy where it is half precision"""
+    x = x if x.dtype.itemsize >= 4 else x.float()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def rotate_into(out: Tensor, x: Tensor, turn: Tensor) -> None:
+    """Turn each pair of channels of x [..., N, head_dim] by `turn`, complex [N, head_dim/2], without a second copy: as
+    `transformer.rotate`.
+    """
+    if out.dtype.itemsize >= 4:
+        torch.mul(pairs(x), turn, out=pairs(out))
+    else:
+        out.copy_(torch.view_as_real(pairs(x) * turn).flatten(-2))
 
 
 def in_range(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -183,7 +190,7 @@ class CompressedMemory:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.narrow = dtype.itemsize == 1  # kept in float8: keys are turned when they are looked at
         self._rotated = None if self.narrow else torch.zeros(shape, device=device, dtype=dtype)
-        self._turn: tuple[Tensor, Tensor] | None = None
+        self._turn: Tensor | None = None
         self._entries: list[_Entry] = []
         self._rotated_for: tuple | None = None
         self.count = 0
@@ -322,21 +329,21 @@ class CompressedMemory:
         return torch.cat(parts) if parts else torch.zeros(0, 3, dtype=torch.float64)
 
     @torch.no_grad()
-    def context(self, rope: Callable[[Tensor], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def context(self, rope: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """What a block looks at, as arguments of `transformer.Visibility`: `keys` and `values` [layers, B, heads, capacity, head_dim] of
         which `filled` tokens count, and with a narrow memory `turn`, by which the keys have still to be turned; else they are turned.
 
-        `rope(positions [N, 3])` gives cos and sin [N, head_dim / 2]. The work is done once per chunk.
+        `rope(positions [N, 3])` gives cos + i sin, complex [N, head_dim/2]. The work is done once per chunk.
         """
         state = (self.count, self.time_offset)
         n = self.num_tokens
         if self._rotated_for != state and (n or self.narrow):
-            cos, sin = (x.to(self.keys.device) for x in rope(self.positions()))
+            turn = rope(self.positions()).to(self.keys.device)
             if self.narrow:
-                self._turn = cos, sin
+                self._turn = turn
             else:
                 for keys, rotated in zip(self.keys, self._rotated, strict=True):
-                    rotate_into(rotated[:, :, :n], keys[:, :, :n], cos, sin)
+                    rotate_into(rotated[:, :, :n], keys[:, :, :n], turn)
         self._rotated_for = state
         return {"keys": self.keys if self.narrow else self._rotated, "values": self.values, "filled": n, "turn": self._turn}
 

@@ -56,7 +56,7 @@ class PlainLoop:
     def _forward(self, latents: Tensor, time: float, write: bool = False) -> Tensor:
         model, frames = self.model, latents.shape[2]
         grid = model.grid(latents.shape[3:])
-        rope = model.rope(token_positions(torch.arange(self.count, self.count + frames), grid))
+        turn = model.rope(token_positions(torch.arange(self.count, self.count + frames), grid)).to(latents.device)
         text = model.encode_text(self.embeddings)
         x = model.patch_embedding(latents).flatten(2).transpose(1, 2)
         nothing = latents.new_zeros(1, frames, model.config.camera_dim)
@@ -64,10 +64,10 @@ class PlainLoop:
         kept = []
         for layer, block in enumerate(model.blocks):
             query, key, value = block.before(x, modulation, nothing)
-            key = rotate(key, *rope)
+            key = rotate(key, turn)
             if self.cache:
                 key, value = (torch.cat([past, new], dim=1) for past, new in zip(self.cache[layer], (key, value), strict=True))
-            x = block.after(x, block.attn1.attend(rotate(query, *rope), key, value), text[layer], modulation, nothing)
+            x = block.after(x, block.attn1.attend(rotate(query, turn), key, value), text[layer], modulation, nothing)
             if write:
                 most = self.window * grid[0] * grid[1]
                 kept.append((key[:, -most:].clone(), value[:, -most:].clone()))

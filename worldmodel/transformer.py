@@ -31,7 +31,7 @@ from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
 from worldmodel.camera_view import CameraView, ViewBlend, pixel_rays, rotation_and_position
 from worldmodel.memories import new_memory
-from worldmodel.memory import CompressedMemory, MemoryConfig, MemoryTeam, TrainingLayout, token_positions
+from worldmodel.memory import CompressedMemory, MemoryConfig, MemoryTeam, TrainingLayout, pairs, token_positions
 
 if TYPE_CHECKING:
     from worldmodel.head_parallel import HeadRanks
@@ -98,22 +98,19 @@ class RotaryEmbedding(nn.Module):
         self.dims, self.theta = (head_dim - 2 * space, space, space), theta
         self.original_latents, self.extension = original_latents, extension
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos, sin float32 [N, head_dim/2] of positions [N, 3], computed in float64"""
-        cos, sin = [], []
+    def forward(self, positions: Tensor) -> Tensor:
+        """By what the tokens at positions [N, 3] are turned: cos + i sin, complex64 [N, head_dim/2] on the CPU, computed in float64"""
+        turn = []
         for axis, dim in enumerate(self.dims):
             frequency, factor = yarn_frequencies(dim, self.theta, self.original_latents, self.extension if axis == 0 else 1.0)
             angle = torch.outer(positions[:, axis].double().cpu(), frequency)
-            cos.append(angle.cos() * factor)
-            sin.append(angle.sin() * factor)
-        return torch.cat(cos, dim=1).float(), torch.cat(sin, dim=1).float()
+            turn.append(torch.complex((angle.cos() * factor).float(), (angle.sin() * factor).float()))
+        return torch.cat(turn, dim=1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels of x [..., N, heads, head_dim] by the angles [N, head_dim/2]."""
-    x1, x2 = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos.to(x.device).unsqueeze(-2), sin.to(x.device).unsqueeze(-2)
-    return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).type_as(x)
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn each pair of channels of x [..., N, heads, head_dim] by `turn`, complex [N, head_dim/2]."""
+    return torch.view_as_real(pairs(x) * turn.unsqueeze(-2)).flatten(-2).type_as(x)
 
 
 @dataclass
@@ -125,12 +122,12 @@ class Visibility:
     """
 
     layout: TrainingLayout | None = None
-    pooled_rope: tuple[Tensor, Tensor] | None = None
+    pooled_turn: Tensor | None = None
     grid: tuple[int, int] = (0, 0)
     keys: Tensor | None = None  # [layers, B, heads, capacity, head_dim]
     values: Tensor | None = None
     filled: int = 0
-    turn: tuple[Tensor, Tensor] | None = None  # cos, sin [filled, head_dim/2] by which keys that are kept narrow have still to be turned
+    turn: Tensor | None = None  # complex [filled, head_dim/2], by which keys that are kept narrow have still to be turned
     each: tuple[Visibility, ...] = ()
 
 
@@ -196,15 +193,15 @@ class WorldTransformerBlock(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x: Tensor, text: tuple[Tensor, Tensor], modulation: Tensor, rope: tuple[Tensor, Tensor],
+        self, x: Tensor, text: tuple[Tensor, Tensor], modulation: Tensor, turn: Tensor,
         action: Tensor, pose: Tensor, layer: int, seen: Visibility,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """x [B, L, D], modulation [B, 1 or T, 6, D], action [B, T, camera_dim], pose [B, T or L, camera_dim] -> x, and keys and values
-        to remember"""
+        """x [B, L, D], modulation [B, 1 or T, 6, D], turn [L, head_dim/2], action [B, T, camera_dim], pose [B, T or L, camera_dim]
+        -> x, and keys and values to remember"""
         query, key, value = self.before(x, modulation, pose)
         if self.ranks is not None:
             query, key, value = self.ranks.by_heads(query, key, value, frames=action.shape[1])
-        mixed = self._attend(rotate(query, *rope), rotate(key, *rope), key, value, layer, seen)
+        mixed = self._attend(rotate(query, turn), rotate(key, turn), key, value, layer, seen)
         if self.ranks is not None:
             mixed = self.ranks.by_tokens(mixed, frames=action.shape[1])
         return self.after(x, mixed, text, modulation, action), key, value
@@ -258,12 +255,12 @@ class WorldTransformerBlock(nn.Module):
             pooled_keys = seen.layout.pool(key, seen.grid)
             pooled_values = seen.layout.pool(value, seen.grid)
             if pooled_keys.shape[1]:
-                rotated = torch.cat([rotated, rotate(pooled_keys, *seen.pooled_rope)], dim=1)
+                rotated = torch.cat([rotated, rotate(pooled_keys, seen.pooled_turn)], dim=1)
                 value = torch.cat([value, pooled_values], dim=1)
             return rotated, value, seen.layout.mask
         if seen.turn is not None:
             past_keys, past_values = (x[layer, :, :, : seen.filled].transpose(1, 2).to(value.dtype) for x in (seen.keys, seen.values))
-            return torch.cat([rotate(past_keys, *seen.turn), rotated], 1), torch.cat([past_values, value], 1), None
+            return torch.cat([rotate(past_keys, seen.turn), rotated], 1), torch.cat([past_values, value], 1), None
         if seen.keys is not None and torch.is_grad_enabled():  # the memory is a constant, and the graph keeps nothing of its buffers
             past_keys, past_values = (buffer[layer, :, :, : seen.filled].detach() for buffer in (seen.keys, seen.values))
             keys = torch.cat([past_keys, rotated.transpose(1, 2)], dim=2)
@@ -353,6 +350,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         self.compute_dtype: torch.dtype | None = None  # of matrix products where it is not that of the weights (`distill.parallel`)
         self.memory_dtype: torch.dtype | None = None  # in which a memory keeps keys and values, if not that of matrix products
         self.ranks: HeadRanks | None = None
+        self._turned: tuple[tuple, Tensor] | None = None  # what `_query_turn` gave last, and what for
 
     # -- inputs that do not change from step to step -----------------------------------------------------------------------
     def encode_text(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -432,8 +430,8 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         """
         batch, _, frames, height, width = hidden_states.shape
         grid = self.grid((height, width))
-        rope = self._query_rope(frames, grid, memory, layout)
-        seen = self._visibility(memory, layout, grid)
+        turn = self._query_turn(frames, grid, memory, layout, hidden_states.device)
+        seen = self._visibility(memory, layout, grid, hidden_states.device)
 
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()  # B T*N D
         if view is not None:
@@ -457,9 +455,9 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
                 camera = (camera[0], self.ranks.split(camera[1], frames))
         for layer, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x, key, value = self._gradient_checkpointing_func(block, x, text[layer], modulation, rope, *camera, layer, seen)
+                x, key, value = self._gradient_checkpointing_func(block, x, text[layer], modulation, turn, *camera, layer, seen)
             else:
-                x, key, value = block(x, text[layer], modulation, rope, *camera, layer, seen)
+                x, key, value = block(x, text[layer], modulation, turn, *camera, layer, seen)
             if write or keep:
                 memory.put(layer, key, value)
         if write:
@@ -488,29 +486,36 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
         stride = self.config.temporal_stride
         return code + self.ray_encoder(token_rays(folded.unflatten(-1, (stride, -1)), grid, self.config.ray_focal))
 
-    def _query_rope(
-        self, frames: int, grid: tuple[int, int], memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None
-    ) -> tuple[Tensor, Tensor]:
-        """cos and sin of the tokens of the input, [T*N, head_dim/2], or [B, T*N, head_dim/2] where memories differ"""
+    @torch.inference_mode(False)  # what is kept may be used where gradients are computed
+    def _query_turn(
+        self, frames: int, grid: tuple[int, int], memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None,
+        device: torch.device,
+    ) -> Tensor:  # fmt: skip
+        """By what the tokens of the input are turned: [T*N, head_dim/2], or [B, T*N, head_dim/2] where memories differ.
+
+        Kept from pass to pass: in those of one chunk it is the same, and once the memory is full in those of all.
+        """
         if isinstance(memory, MemoryTeam):
-            own = {times: self.rope(token_positions(torch.tensor(times), grid)) for times in set(memory.chunk_times(frames))}
-            cos, sin = zip(*(own[times] for times in memory.chunk_times(frames)), strict=True)
-            return (torch.stack(cos), torch.stack(sin)) if len(own) > 1 else (cos[0], sin[0])
-        if layout is not None:
-            times = layout.times
+            rows = tuple(memory.chunk_times(frames))
         else:
-            times = torch.arange(frames) if memory is None else memory.chunk_times(frames)
-        return self.rope(token_positions(times, grid))
+            times = layout.times if layout is not None else torch.arange(frames) if memory is None else memory.chunk_times(frames)
+            rows = (tuple(times.tolist()),)
+        made_of = (self.rope, rows, grid, device)
+        if self._turned is None or self._turned[0] != made_of:
+            own = {times: self.rope(token_positions(torch.tensor(times), grid)) for times in set(rows)}
+            turn = torch.stack([own[times] for times in rows]) if len(own) > 1 else own[rows[0]]
+            self._turned = made_of, turn.to(device)
+        return self._turned[1]
 
     def _visibility(
-        self, memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None, grid: tuple[int, int]
+        self, memory: CompressedMemory | MemoryTeam | None, layout: TrainingLayout | None, grid: tuple[int, int], device: torch.device
     ) -> Visibility:
         if isinstance(memory, MemoryTeam):
-            return Visibility(each=tuple(self._visibility(one, layout, grid) for one in memory.members))
+            return Visibility(each=tuple(self._visibility(one, layout, grid, device) for one in memory.members))
         if memory is not None and layout is not None:
             raise ValueError("Pass a memory (next chunk) or a layout (whole sequence), not both.")
         if layout is not None:
-            return Visibility(layout=layout, pooled_rope=self.rope(layout.pooled_positions), grid=grid)
+            return Visibility(layout=layout, pooled_turn=self.rope(layout.pooled_positions).to(device), grid=grid)
         if memory is not None:
             return Visibility(**memory.context(self.rope))
         return Visibility()
