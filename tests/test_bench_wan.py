@@ -72,6 +72,18 @@ def test_history_beyond_the_horizon_costs_nothing_more(model):
     assert minutes.num_tokens <= 1.1 * twenty.num_tokens
 
 
+@pytest.mark.parametrize("policy", ["relic", "age", "visible"])
+def test_history_is_as_if_every_chunk_had_been_written(model, policy):
+    """Also where what is forgotten by then was left out."""
+    model = model.with_memory(MemoryConfig(window=9, horizon=24, policy=policy, budget=20 if policy == "visible" else 0))
+    stages, whole = bench_wan.Stages(model), model.new_memory()
+    for t in [1] + [3] * 31:
+        stages._remember(whole, t)
+    made = stages.memory(94)
+    assert made.count == whole.count == 94 and made.entries() == whole.entries()
+    assert made.chunk_times(3).equal(whole.chunk_times(3)) and made.positions().equal(whole.positions())
+
+
 def test_the_command_prints_stages_and_roofline(capsys, tmp_path):
     options = ["--config", "wan-1.3b", "--scale", str(SCALE), "--chunks", "1", "--device", "cpu"]
     assert main(["bench", *options]) == 2 and "--random-weights" in capsys.readouterr().err

@@ -154,16 +154,27 @@ class Stages:
         return time.perf_counter() - started, result
 
     def memory(self, latents: int) -> CompressedMemory:
-        """A memory of `latents` latent frames of random keys and values, the first one alone, the others in chunks."""
+        """A memory of `latents` latent frames of random keys and values, the first one alone, the others in chunks.
+
+        Memories that forget by age are not given what they would have forgotten by then, but for the start picture: they count on.
+        """
         model, memory = self.model, self.model.new_memory()
-        n, (heads, head_dim) = memory.tokens_per_latent, (memory.keys.shape[2], memory.keys.shape[4])
-        dtype = model.transformer.compute_dtype or model.dtype
+        chunk, horizon = model.config.chunk, model.config.memory.horizon
+        self._remember(memory, 1)
+        if model.config.memory.policy in ("relic", "age"):
+            gone = max(0, latents - 1 - horizon) // chunk
+            memory.load_state_dict(memory.state_dict() | {"count": torch.tensor(1 + gone * chunk)})
         while memory.count < latents:
-            t = 1 if memory.count == 0 else model.config.chunk
-            memory.look(torch.zeros(1, t, 9))
-            new = torch.randn(1, t * n, heads, head_dim, device=model.device, dtype=dtype)
-            memory.write([new] * len(model.transformer.blocks), [new] * len(model.transformer.blocks))
+            self._remember(memory, chunk)
         return memory
+
+    def _remember(self, memory: CompressedMemory, t: int) -> None:
+        """Write `t` latent frames of random keys and values."""
+        blocks, dtype = len(self.model.transformer.blocks), self.model.transformer.compute_dtype or self.model.dtype
+        memory.look(torch.zeros(1, t, 9))
+        heads, head_dim = memory.keys.shape[2], memory.keys.shape[4]
+        new = torch.randn(1, t * memory.tokens_per_latent, heads, head_dim, device=self.model.device, dtype=dtype)
+        memory.write([new] * blocks, [new] * blocks)
 
     def denoise(self, memory: CompressedMemory) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -191,34 +202,40 @@ def latents_of(model: WorldModel, seconds: float) -> int:
     return 1 + round(seconds * model.fps / model.autoencoder.temporal_stride)
 
 
-def measure(model: WorldModel, seconds: float, chunks: int = 24, progress: Callable[[str], None] = lambda _: None) -> WanRow:
-    """One row of the table: medians of `chunks` chunks after `seconds` of history, which keeps growing as they are written."""
-    progress(f"{seconds:g} s of history")
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-    stages = Stages(model)
+def measure(
+    model: WorldModel, seconds: Sequence[float], chunks: int = 24, progress: Callable[[str], None] = lambda _: None
+) -> list[WanRow]:
+    """The rows of the table: medians of `chunks` chunks after so many `seconds` of history, which keeps growing as they are written."""
+    stages, rows = Stages(model), []
+    progress("first frames")
     first, _ = stages.timed(lambda: model.start(np.zeros((*model.size, 3), dtype=np.uint8)).generate(Action.idle()))
-    memory = stages.memory(latents_of(model, seconds))
-    tokens, rows = memory.num_tokens, []
-    for i in range(2 + chunks):
-        progress(f"{seconds:g} s of history, chunk {i + 1} of {2 + chunks}")
-        denoising, latents = stages.timed(lambda: stages.denoise(memory))
-        decoding, frames = stages.timed(lambda latents=latents: stages.decode(latents))
-        encoding, _ = stages.timed(lambda frames=frames: bench.encode_jpeg(frames))
-        writing, _ = stages.timed(lambda latents=latents: stages.write(memory, latents))
-        if i >= 2:
-            rows.append((denoising, writing, decoding, encoding))
-    totals, visible = [sum(r) for r in rows], [r[0] + r[2] + r[3] for r in rows]
-    ms = [1000 * statistics.median(column) for column in zip(*rows, strict=True)]
-    total = statistics.median(totals)
-    in_use = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else psutil.Process().memory_info().rss
     gemm, copy = peaks(model.device, model.transformer.compute_dtype or model.dtype)
-    flops, moved = pass_cost(model, memory)
-    return WanRow(
-        seconds, *ms, 1000 * total, 1000 * float(np.percentile(totals, 95)), model.chunk_frames / total,
-        1000 * bench.key_to_frame(model, total, visible), tokens, memory.num_bytes / 2**20,
-        1000 * first, in_use, flops, moved, gemm, copy, model.config.sampler.steps,
-    )  # fmt: skip
+    for at in seconds:
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
+        memory = stages.memory(latents_of(model, at))
+        tokens, times = memory.num_tokens, []
+        for i in range(2 + chunks):
+            progress(f"{at:g} s of history, chunk {i + 1} of {2 + chunks}")
+            denoising, latents = stages.timed(lambda memory=memory: stages.denoise(memory))
+            decoding, frames = stages.timed(lambda latents=latents: stages.decode(latents))
+            encoding, _ = stages.timed(lambda frames=frames: bench.encode_jpeg(frames))
+            writing, _ = stages.timed(lambda memory=memory, latents=latents: stages.write(memory, latents))
+            if i >= 2:
+                times.append((denoising, writing, decoding, encoding))
+        totals, visible = [sum(t) for t in times], [t[0] + t[2] + t[3] for t in times]
+        ms = [1000 * statistics.median(column) for column in zip(*times, strict=True)]
+        total = statistics.median(totals)
+        in_use = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else psutil.Process().memory_info().rss
+        flops, moved = pass_cost(model, memory)
+        rows.append(
+            WanRow(
+                at, *ms, 1000 * total, 1000 * float(np.percentile(totals, 95)), model.chunk_frames / total,
+                1000 * bench.key_to_frame(model, total, visible), tokens, memory.num_bytes / 2**20,
+                1000 * first, in_use, flops, moved, gemm, copy, model.config.sampler.steps,
+            )
+        )  # fmt: skip
+    return rows
 
 
 def pass_cost(model: WorldModel, memory: CompressedMemory) -> tuple[float, float]:
@@ -260,7 +277,7 @@ def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 def table(rows: Sequence[WanRow]) -> str:
     """Markdown: the stages, and a line of what the chip could do for each."""
-    first, in_use = statistics.median(r.first_frame for r in rows), max(r.in_use for r in rows)
+    first, in_use = rows[0].first_frame, max(r.in_use for r in rows)
     cost = f"First frames after {first:.0f} ms. In use at most {in_use / 2**20:.0f} MiB, weights included."
     lines = [bench.table(list(rows)), "", cost, ""]
     for r in rows:

@@ -230,7 +230,7 @@ def _bench_wan(args: argparse.Namespace) -> int:
         results = bench_wan.side_by_side(model, args.history or [5.0, 20.0, 60.0], args.chunks, progress)
         print(bench_wan.side_by_side_table(results))
     else:
-        results = [bench_wan.measure(model, s, args.chunks, progress) for s in args.history or [0.0, 5.0, 20.0, 300.0]]
+        results = bench_wan.measure(model, args.history or [0.0, 5.0, 20.0, 300.0], args.chunks, progress)
         print(bench_wan.table(results))
     if args.json:
         args.json.write_text(json.dumps(bench_wan.report(model, results), indent=1) + "\n")
