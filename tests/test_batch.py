@@ -87,7 +87,7 @@ def test_a_failed_batch_changes_no_world(monkeypatch, stage):
     model = with_views()
     alone, batch = worlds_of(model, (0, 4)), worlds_of(model, (0, 4))
     parts = {"transformer": (model.transformer.blocks[1], "forward"), "decode": (model.autoencoder, "decode_chunk")}
-    owner, name = (parts | {"frames": (model, "to_frames")})[stage]
+    owner, name = (parts | {"frames": (model, "to_pixels")})[stage]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, _fail)
         with pytest.raises(torch.OutOfMemoryError):

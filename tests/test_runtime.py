@@ -3,13 +3,14 @@
 import copy
 import shutil
 import sys
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 from small import picture, small_model
 
-from worldmodel import Action
+from worldmodel import Action, batch
 from worldmodel.batch import step_together
 from worldmodel.cli import main
 from worldmodel.memory import MemoryConfig
@@ -132,10 +133,49 @@ def test_overlap_leaves_nothing_of_a_chunk_that_fails(plain, monkeypatch):
     model = small_model().use_runtime(RuntimeConfig(overlap=True))
     world = model.start(picture(), "a snowy village", seed=3)
     with monkeypatch.context() as patch:
-        patch.setattr(model, "to_frames", lambda _: 1 / 0)
+        patch.setattr(model, "to_pixels", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             world.generate("d*4")
     assert torch.equal(torch.cat([world.last_latents for _ in world.stream(SCRIPT)], 2), plain)
+
+
+def test_streaming_ahead_reads_frames_after_the_next_chunk_is_made(plain, monkeypatch):
+    """The order of work that lets CUDA decode one chunk beside the next one's denoising: the same frames, bit for bit."""
+    model, log = small_model().use_runtime(RuntimeConfig(overlap=True)), []
+
+    def logged(pixels, fetch_late=batch.on_their_way):
+        fetch, made = fetch_late(pixels), sum("made" in entry for entry in log)
+        log.append(f"made {made}")
+        return lambda: log.append(f"read {made}") or fetch()
+
+    monkeypatch.setattr(batch, "on_their_way", logged)
+    ahead = list(model.start(picture(), "a snowy village", seed=3).stream("w*8 left*10", ahead=True))
+    assert log == ["made 0", "made 1", "read 0", "made 2", "read 1", "made 3", "read 2", "made 4", "read 3", "read 4"]
+    world = small_model().start(picture(), "a snowy village", seed=3)
+    for k, (chunk, want) in enumerate(zip(ahead, world.stream("w*8 left*10"), strict=True)):
+        assert chunk.index == k and np.array_equal(chunk.frames, want.frames) and np.array_equal(chunk.actions, want.actions)
+        assert chunk.timings.keys() == want.timings.keys()
+    other = model.start(picture(), "a snowy village", seed=3)
+    assert torch.equal(torch.cat([other.last_latents for _ in other.stream(SCRIPT)], 2), plain)  # what does not stream ahead waits
+
+
+def test_a_world_that_streams_ahead_can_be_left_at_any_time(tmp_path):
+    """A chunk further than what was given: saved, forked, gone back in and fed, as if it had been stepped."""
+    model = small_model().use_runtime(RuntimeConfig(overlap=True))
+    world, stepped = (model.start(picture(), "a village", seed=2) for _ in range(2))
+    assert [chunk.index for chunk in islice(world.stream("w*16 left*24", ahead=True), 8)] == [*range(8)]
+    for _ in range(9):
+        stepped.step("w*4" if stepped.index < 4 else "left*4")
+    assert world.index == stepped.index == 9 and np.array_equal(world.last_frame, stepped.last_frame)
+    world.save(tmp_path / "there.world")
+    worlds = [world, world.fork(), model.load_world(tmp_path / "there.world")]
+    want = [stepped.step("d*4").frames, stepped.generate_from(stepped.last_latents, "up*4").frames]
+    for other in worlds:
+        got = [other.step("d*4").frames, other.generate_from(other.last_latents, "up*4").frames]
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    for other in (world, stepped):
+        other.rewind(4)
+    assert np.array_equal(world.last_frame, stepped.last_frame) and np.array_equal(world.step("s*4").frames, stepped.step("s*4").frames)
 
 
 def test_offloaded_layers_compute_the_same(plain):

@@ -10,7 +10,7 @@ Nothing of a world has changed when `generate_together` fails, so it can be trie
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from worldmodel.camera_view import CameraView
 from worldmodel.chunk import Chunk, LastStep, Past
 from worldmodel.memory import CompressedMemory, together
 from worldmodel.sampling import denoise_and_keep
+from worldmodel.world_file import pack
 
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
@@ -44,8 +45,13 @@ def step_together(worlds: Sequence[World], actions: Sequence[Action | Iterable[A
 
 
 @torch.no_grad()
-def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterable[Action] | np.ndarray | str]) -> list[Chunk]:
-    """Make every world's next frames; memories are written by the next `finalize_together`, or by each world itself."""
+def generate_together(
+    worlds: Sequence[World], actions: Sequence[Action | Iterable[Action] | np.ndarray | str], late: bool = False
+) -> list[Chunk]:
+    """Make every world's next frames; memories are written by the next `finalize_together`, or by each world itself.
+
+    Where frames are decoded beside other work (`RuntimeConfig.overlap`), `late` leaves waiting for them to who reads them.
+    """
     model = _model_of(worlds)
     finalize_together(worlds)
     clock = [time.perf_counter()]
@@ -67,7 +73,8 @@ def generate_together(worlds: Sequence[World], actions: Sequence[Action | Iterab
         pasts = [Past(latents[i : i + 1], p.actions, p.poses, world.prompt) for i, (world, p) in enumerate(zip(worlds, plans, strict=True))]
         write_together(model, [world.memory for world in worlds], pasts, [p.text for p in plans], commit=False)
     with stream:
-        frames = [model.to_frames(video) for video, _ in decoded]
+        pixels = [model.to_pixels(video) for video, _ in decoded]
+        frames = [on_their_way(x) if late and model.runtime.overlap else x.cpu().numpy() for x in pixels]
     chunks = []
     for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
         own = Past(latents[i : i + 1].clone(), plan.actions, plan.poses, world.prompt, last_step=last.row(i) if reuse else None)
@@ -138,10 +145,29 @@ def _decode_stream(device: torch.device) -> torch.cuda.Stream:
 
 def decode_together(model: WorldModel, latents: Tensor, states: Sequence[Any]) -> list[tuple[Tensor, Any]]:
     """Video [1, 3, F, H, W] and the new decoder state of each of latents [B, C, t, h, w]."""
+    if latents.is_cuda:  # what another stream made keeps its room until this one is done with it
+        for x in (latents, *(x for state in states for x in pack(state).values() if x.is_cuda)):
+            x.record_stream(torch.cuda.current_stream(x.device))
     if len(states) > 1 and all(isinstance(state, Tensor) for state in states):
         video, state = model.autoencoder.decode_chunk(latents, torch.cat(list(states)))
         return list(zip(video.split(1), (x.clone() for x in state.split(1)), strict=True))
     return [model.autoencoder.decode_chunk(own, state) for own, state in zip(latents.split(1), states, strict=True)]
+
+
+def on_their_way(pixels: Tensor) -> Callable[[], np.ndarray]:
+    """Start to fetch pixels from the device; the call waits for them. What was queued on this stream before is done then."""
+    if not pixels.is_cuda:
+        return pixels.numpy
+    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    host.copy_(pixels, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def fetch() -> np.ndarray:
+        there.synchronize()
+        return host.numpy().copy()  # room that is pinned is scarce
+
+    return fetch
 
 
 def encode_camera(model: WorldModel, actions: Sequence[np.ndarray], poses: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

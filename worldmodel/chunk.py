@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,18 +18,22 @@ class Chunk:
     """What one step makes; T video frames.
 
     Attributes:
-        frames: uint8 [T, H, W, 3].
+        frames: uint8 [T, H, W, 3]; `fetch` gives them, and waits where they are still on their way from the device.
         camera_to_world: float32 [T, 4, 4], OpenCV axes, in steps, relative to the start picture.
         actions: float32 [T, 13].
         index: number of the chunk, from 0.
         timings: milliseconds of each stage; of the whole batch where worlds were stepped together.
     """
 
-    frames: np.ndarray
+    fetch: Callable[[], np.ndarray] = field(repr=False)
     camera_to_world: np.ndarray
     actions: np.ndarray
     index: int
     timings: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        return self.fetch()
 
 
 @dataclass(frozen=True)

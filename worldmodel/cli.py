@@ -152,7 +152,7 @@ def _generate(args: argparse.Namespace) -> int:
     def frames():
         yield world.first_frame
         with tqdm(total=len(actions), unit="frame", desc="generate") as bar:
-            for chunk in world.stream(actions):
+            for chunk in world.stream(actions, ahead=model.runtime.overlap):
                 yield from chunk.frames
                 bar.update(min(len(chunk.frames), bar.total - bar.n))
 

@@ -387,8 +387,13 @@ class WorldModel:
     @staticmethod
     def to_frames(video: Tensor) -> np.ndarray:
         """[1, 3, T, H, W] in -1..1 -> uint8 [T, H, W, 3]"""
+        return WorldModel.to_pixels(video).cpu().numpy()
+
+    @staticmethod
+    def to_pixels(video: Tensor) -> Tensor:
+        """The same, where the video is."""
         pixels = video[0].float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-        return np.ascontiguousarray(pixels.permute(1, 2, 3, 0).cpu().numpy())
+        return pixels.permute(1, 2, 3, 0).contiguous()
 
 
 def _place(device: str | torch.device | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:

@@ -45,7 +45,8 @@ class RuntimeConfig:
         kv: ``float8`` keeps the memory's keys and values in FP8 E4M3, as RELIC does, a third of the room of bfloat16 or a sixth of
             float32: turned keys are then not kept beside plain ones. Attention computes in the blocks' precision.
         linears: ``int8`` or ``float8`` quantises the weights of the blocks' linear layers by torchao (``pip install worldmodel[quant]``).
-        overlap: the frames are decoded, on CUDA on a stream of their own, while the clean-context pass writes the memory.
+        overlap: the frames are decoded, on CUDA on a stream of their own, while the clean-context pass writes the memory, and in
+            `World.stream(..., ahead=True)` while the next chunk is denoised.
         offload: ``layers`` keeps weights in main memory and brings each layer to the device when it runs (diffusers' group offload).
         context: what the memory gets of a chunk: ``clean``, keys and values of one more pass over its finished latents, as RELIC does and
             models are trained; ``last_step``, those which the last denoising step computed from noisy ones, and that pass is left out.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,9 @@ class World:
             self._start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
             self._write(self._memory, self._start)
-        self.first_frame = self.last_frame = model.to_frames(video)[0]
-        """uint8 [H, W, 3]: the start picture as the model sees it, and what is seen now."""
+        self.first_frame = model.to_frames(video)[0]
+        """uint8 [H, W, 3]: the start picture as the model sees it."""
+        self._now: np.ndarray | Chunk = self.first_frame  # the last frame, or the chunk that it is in
 
     # -- state -------------------------------------------------------------------------------------------------------------
     @property
@@ -102,6 +103,13 @@ class World:
         """Where the camera is: float64 [4, 4], camera-to-world, in steps, relative to the start picture."""
         past = self._pending or (self._history[-1] if self._history else self._start)
         return past.poses[-1].copy()
+
+    @property
+    def last_frame(self) -> np.ndarray:
+        """What is seen now: uint8 [H, W, 3]. It waits for the decoder, whose state is there then too."""
+        if isinstance(self._now, Chunk):
+            self._now = self._now.frames[-1]
+        return self._now
 
     @property
     def last_latents(self) -> Tensor:
@@ -165,7 +173,10 @@ class World:
     # -- playing -----------------------------------------------------------------------------------------------------------
     def step(self, actions: Action | Iterable[Action] | np.ndarray | str) -> Chunk:
         """The next chunk under `actions`: one for the whole chunk, or one per frame (the last is held if there are fewer)."""
-        chunk = self.generate(actions)
+        return self._step(actions)
+
+    def _step(self, actions: Action | Iterable[Action] | np.ndarray | str, late: bool = False) -> Chunk:
+        chunk = generate_together([self], [actions], late)[0]
         started = time.perf_counter()
         self.finalize()
         chunk.timings["memory"] = 1000 * (time.perf_counter() - started)
@@ -180,6 +191,7 @@ class World:
         """A chunk whose latents [1, C, t, h, w] are given instead of generated: to feed a world what really happened."""
         self.finalize()
         self._refresh_window()
+        self._wait_for_decoder()
         per_frame = self._frames_of(actions)
         video, decoder_state = self.model.autoencoder.decode_chunk(latents, self._decoder_state)
         past = Past(latents, per_frame, integrate(per_frame, start=self.pose), self._prompt)
@@ -189,11 +201,30 @@ class World:
         """Write the last chunk into the memory, if that is still to be done."""
         finalize_together([self])
 
-    def stream(self, actions: str | np.ndarray | Iterable[Action]) -> Iterator[Chunk]:
+    def stream(self, actions: str | np.ndarray | Iterable[Action], ahead: bool = False) -> Iterator[Chunk]:
         """Chunks for actions per frame: a script, an array [T, 13] or any iterable, which is read as the world goes on.
 
-        The last chunk is filled up by standing still.
+        The last chunk is filled up by standing still. With `ahead` the next chunk is made before the last one is given, and where
+        `RuntimeConfig.overlap` decodes on a stream of its own, while it is decoded; the world is then a chunk further than what was given.
         """
+        waiting: list[Chunk] = []
+        for batch in self._batches(actions):
+            waiting.append(self._step(batch, late=ahead))
+            if len(waiting) > ahead:
+                yield self._arrived(waiting.pop(0))
+        for chunk in waiting:
+            yield self._arrived(chunk)
+
+    @staticmethod
+    def _arrived(chunk: Chunk) -> Chunk:
+        """The same when its frames are there; waiting for them counts as decoding."""
+        started = time.perf_counter()
+        chunk.frames  # noqa: B018 (reading them waits)
+        chunk.timings["decode"] += 1000 * (time.perf_counter() - started)
+        return chunk
+
+    def _batches(self, actions: str | np.ndarray | Iterable[Action]) -> Iterator[list[Action]]:
+        """Actions of a chunk each."""
         source = iter(as_actions(actions) if isinstance(actions, str | np.ndarray) else actions)
         while True:
             batch = []
@@ -203,8 +234,7 @@ class World:
                     break
             if not batch:
                 return
-            batch += [Action.idle()] * (self.model.chunk_frames - len(batch))
-            yield self.step(batch)
+            yield batch + [Action.idle()] * (self.model.chunk_frames - len(batch))
 
     # -- going back, and branching -----------------------------------------------------------------------------------------
     def rewind(self, chunks: int = 1) -> None:
@@ -220,6 +250,7 @@ class World:
         if chunks == 0:
             return
         self.finalize()
+        self._wait_for_decoder()
         if not 0 < chunks <= self.reach:
             kept = "" if self._base == 0 else f" and keeps the last {self.reach} of them"
             raise WorldError(f"This world has {self.index} chunks{kept}, it cannot go back {chunks}.")
@@ -239,7 +270,7 @@ class World:
             self._write(memory, self._history[i])
         yield
         decoder_state, frame = self._decode(self._history[at:keep], decoder_state, frame)
-        self._memory, self._decoder_state, self.last_frame = memory, decoder_state, frame
+        self._memory, self._decoder_state, self._now = memory, decoder_state, frame
         self._prompt, self._window_prompt = self._history[keep].prompt, self._prompt_before(keep)
         del self._history[keep:]
         self._snapshots = {at: s for at, s in self._snapshots.items() if at <= keep}
@@ -261,6 +292,7 @@ class World:
         From the file one can go back as far as here, or if `history` is given only that many chunks or a few more; 0 is smallest.
         """
         self.finalize()
+        self._wait_for_decoder()
         now, base = len(self._history), self._base
         if history is not None:
             base = max((at for at in (*self._snapshots, now) if at <= now - history), default=base)
@@ -306,14 +338,14 @@ class World:
         if base:
             world._memory.load_state_dict(state.part("memory") | state.part("base.memory"))
             world._decoder_state = unpack(state.part("decoder"), model.device)
-            world.last_frame = tensors["base_frame"].numpy()
+            world._now = tensors["base_frame"].numpy()
             if history != 0:
                 world._snapshots[base] = world._snapshot()
         else:
             world._decoder_state = model.autoencoder.advance(world._start.latents)
         world._memory.load_state_dict(state.part("memory"))
         after = world._history[base:]
-        world._decoder_state, world.last_frame = world._decode(after, world._decoder_state, world.last_frame)
+        world._decoder_state, world._now = world._decode(after, world._decoder_state, world.last_frame)
         return world
 
     # -- for `worldmodel.batch`: a step in pieces ----------------------------------------------------------------------------
@@ -351,13 +383,16 @@ class World:
         return Plan(per_frame, poses, noise, generator, self.text_context(), view)
 
     def accept(
-        self, past: Past, frames: np.ndarray, decoder_state: Any, view: CameraView | None = None, laid: bool = False
+        self, past: Past, frames: np.ndarray | Callable[[], np.ndarray], decoder_state: Any, view: CameraView | None = None,
+        laid: bool = False,
     ) -> Chunk:  # fmt: skip
-        """The next chunk was made, with `view` unless it was given; its frames are uint8 [F, H, W, 3]. `laid` as the property."""
-        chunk = Chunk(frames, past.poses.astype(np.float32), past.actions, self.index)
+        """The next chunk was made, with `view` unless it was given; its frames are uint8 [F, H, W, 3], or what waits for them and gives
+        them. `laid` as the property.
+        """
+        chunk = Chunk(frames if callable(frames) else lambda: frames, past.poses.astype(np.float32), past.actions, self.index)
         known = dict(inverse_depth=self._depth_of(past.latents, view), tone=self._tone_after(self._last, past.prompt))
         self._pending, self._laid = replace(past, **known), laid
-        self._decoder_state, self.last_frame = decoder_state, frames[-1]
+        self._decoder_state, self._now = decoder_state, chunk
         return chunk
 
     def settle(self) -> None:
@@ -384,6 +419,10 @@ class World:
         if not 1 <= len(wanted) <= n:
             raise ActionError(f"A chunk takes 1 to {n} actions, got {len(wanted)}; use stream for longer sequences.")
         return to_array([*wanted, *[wanted[-1]] * (n - len(wanted))])
+
+    def _wait_for_decoder(self) -> None:
+        """Before its state is used on another stream than its own."""
+        self.last_frame  # noqa: B018 (reading it waits)
 
     def _first_latent(self) -> Tensor:
         """A start picture [1, C, 1, h, w] from the prompt alone: the first of `start_block` latent frames that are seen from one place"""
