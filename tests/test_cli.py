@@ -45,7 +45,7 @@ def test_generate_writes_an_mp4_that_plays(folder, tmp_path, capsys):
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 16)
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    assert len(frames) == 1 + 12 and frames[0].shape == (256, 256, 3)  # the last chunk is filled up
+    assert len(frames) == 1 + 12 and frames[0].shape == (128, 128, 3)  # the last chunk is filled up
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
     first = small_model().start(str(folder / "start.png")).first_frame.repeat(2, 0).repeat(2, 1)
     assert np.corrcoef(frames[0].ravel(), first.ravel())[0, 1] > 0.9  # lossy, but that picture
