@@ -1,6 +1,8 @@
 """The terminal's commands, run as a person would."""
 
 import json
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from small import picture, small_model
 
 from worldmodel.cli import main
+from worldmodel.model_settings import ModelSettings, load_model
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,38 @@ def test_generate_writes_an_mp4_that_plays(folder, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
     first = small_model().start(str(folder / "start.png")).first_frame.repeat(2, 0).repeat(2, 1)
     assert np.corrcoef(frames[0].ravel(), first.ravel())[0, 1] > 0.9  # lossy, but that picture
+
+
+def test_help_is_light():
+    code = (
+        "import sys; from worldmodel.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('heavy:', {'torch', 'diffusers', 'transformers', 'fastapi', 'av'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "generate" in done.stdout and done.stdout.endswith("heavy: set()\n")
+
+
+def test_a_model_is_loaded_as_the_settings_say(folder):
+    import diffusers
+    import transformers
+
+    bars = [library.utils.logging for library in (diffusers, transformers)]
+    threads = torch.get_num_threads()
+    try:
+        own = load_model(ModelSettings(str(folder)))
+        assert torch.get_num_threads() == threads and all(bar.is_progress_bar_enabled() for bar in bars)
+        assert own.config == small_model().config
+        other = load_model(ModelSettings(str(folder), memory="window", steps=3, threads=threads + 1), progress=False)
+        assert torch.get_num_threads() == threads + 1 and not any(bar.is_progress_bar_enabled() for bar in bars)
+        assert (other.config.memory, other.config.sampler.steps) == (own.config.memory.window_only(), 3)
+        assert other.fingerprint == own.fingerprint, "the same weights"
+    finally:
+        torch.set_num_threads(threads)
+        for bar in bars:
+            bar.enable_progress_bar()
+    with pytest.raises(ValueError, match="There is no memory 'lru'"):
+        load_model(ModelSettings(str(folder), memory="lru"))
 
 
 def test_bench_measures(folder, tmp_path, capsys):

@@ -7,9 +7,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldmodel.configs import MEMORY_NAMES
+from worldmodel.model_settings import ModelSettings, load_model
 from worldmodel.runtime import RuntimeConfig, add_arguments, from_arguments
+
+if TYPE_CHECKING:
+    from worldmodel.model import WorldModel
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,17 +47,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
 
 
-def _load(args: argparse.Namespace):
-    import torch
-
-    from worldmodel.model import WorldModel
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model = WorldModel.from_pretrained(args.model, device=args.device, runtime=from_arguments(args))
-    if args.memory is not None:
-        model = model.with_memory(model.config.memory.named(args.memory))
-    return model if args.steps is None else model.with_steps(args.steps)
+def _load(args: argparse.Namespace) -> WorldModel:
+    return load_model(ModelSettings(args.model, args.memory, args.steps, args.device, args.threads), from_arguments(args))
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:

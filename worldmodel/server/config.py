@@ -3,7 +3,7 @@
 A table for each part; what is left out is as usual.
 
     [model]
-    name = "tiny"             # packaged name, folder or hub id; also memory, steps, device, threads
+    name = "tiny"             # any field of `model_settings.ModelSettings`: also memory, steps, device, threads
 
     [runtime]                 # any field of `runtime.RuntimeConfig`
     precision = "auto"
@@ -32,21 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.autosave import AutosaveConfig
+from worldmodel.model_settings import ModelSettings
 from worldmodel.runtime import RuntimeConfig
 from worldmodel.server.settings import ServerSettings
 
 
 class ConfigError(ValueError):
     """The file cannot be used; one sentence that names the entry."""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    name: str = "tiny"
-    memory: str | None = None
-    steps: int | None = None
-    device: str | None = None
-    threads: int | None = None
 
 
 @dataclass(frozen=True)

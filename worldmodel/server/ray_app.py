@@ -28,11 +28,12 @@ from fastapi import FastAPI  # noqa: E402
 from ray import serve as ray_serve  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 
+from worldmodel.model_settings import load_model  # noqa: E402
 from worldmodel.server import logs  # noqa: E402
 from worldmodel.server.config import ServeConfig  # noqa: E402
 from worldmodel.server.entrance import Vacancy, entrance  # noqa: E402
 from worldmodel.server.run import address, listen  # noqa: E402
-from worldmodel.server.serve import build, load  # noqa: E402
+from worldmodel.server.serve import build  # noqa: E402
 
 log = logging.getLogger(__name__)
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -45,7 +46,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 def replica(config: ServeConfig) -> FastAPI:
     """The application of one, made in its own process."""
     logs.set_up(config.log.format, config.log.level)
-    return build(load(config.model, config.runtime), config)
+    return build(load_model(config.model, config.runtime, progress=False), config)
 
 
 def front(replicas: int) -> FastAPI:

@@ -11,31 +11,13 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from worldmodel.runtime import RuntimeConfig
+from worldmodel.model_settings import load_model
 from worldmodel.server import logs
 from worldmodel.server.app import UVICORN_OPTIONS, create_app
-from worldmodel.server.config import ModelSettings, ServeConfig
+from worldmodel.server.config import ServeConfig
 from worldmodel.server.run import AnnouncingServer, listen, run
 
 log = logging.getLogger(__name__)
-
-
-def load(settings: ModelSettings, runtime: RuntimeConfig | None = None) -> Any:
-    """The `WorldModel` that the config names."""
-    import diffusers
-    import torch
-    import transformers
-
-    from worldmodel.model import WorldModel
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()  # a log has no place for one
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    model = WorldModel.from_pretrained(settings.name, device=settings.device, runtime=runtime)
-    if settings.memory is not None:
-        model = model.with_memory(model.config.memory.named(settings.memory))
-    return model if settings.steps is None else model.with_steps(settings.steps)
 
 
 def build(model: Any, config: ServeConfig) -> FastAPI:
@@ -56,7 +38,7 @@ def serve(config: ServeConfig) -> None:
     """Until SIGTERM or Ctrl-C; returns when every world is saved."""
     logs.set_up(config.log.format, config.log.level)
     with listen(config.listen.host, config.listen.port) as listener:
-        model = load(config.model, config.runtime)
+        model = load_model(config.model, config.runtime, progress=False)
         log.info("loaded", extra={"model": model.fingerprint, "device": str(model.device), "worlds": config.server.worlds})
         app = build(model, config)
         run(AnnouncingServer(uvicorn.Config(app, log_config=None, access_log=False, **UVICORN_OPTIONS)), [listener])
