@@ -41,7 +41,7 @@ async def run(model: str, short: bool = False) -> Report:
             walks: list[_Walk] = []
             sizes: list[int] = []
             ends = time.monotonic() + window_s
-            await asyncio.gather(*(_come_and_go(server, 100 * k + i, ends, walks) for i in range(VISITORS)), _weigh(server, ends, sizes))
+            await asyncio.gather(*(_come_and_go(server, i, ends, walks) for i in range(VISITORS)), _weigh(server, ends, sizes))
             waits = [1000 * t for walk in walks for t in walk.latencies]
             tails.append(percentile(waits, 95))
             emptied = await server.emptied(30.0) and emptied
@@ -57,7 +57,7 @@ async def run(model: str, short: bool = False) -> Report:
     slower = float(np.nanmedian(tails[late]) / np.nanmedian(tails[early]))
     report.notes.append(
         f"Visits of 5 to 40 s by {VISITORS} at a time in {VISITORS - 1} places: they walk, rewind, branch, start anew, save, and leave "
-        "with a bye or without a word. After each row all have left, so that its last figure counts no world; while they walk, memory "
+        "with a bye or without a word; in every row they mean to do the same, so that rows compare. After each row all have left, so that its last figure counts no world; while they walk, memory "
         "follows how many worlds and branches there are."
     )
     report.claims.append((f"empty memory grows by less than {GROWTH:.0%} after {warm} rows of warming up ({growth:+.1%})", growth < GROWTH))
