@@ -57,8 +57,8 @@ async def run(model: str, short: bool = False) -> Report:
     slower = float(np.nanmedian(tails[late]) / np.nanmedian(tails[early]))
     report.notes.append(
         f"Visits of 5 to 40 s by {VISITORS} at a time in {VISITORS - 1} places: they walk, rewind, branch, start anew, save, and leave "
-        "with a bye or without a word; in every row they mean to do the same, so that rows compare. After each row all have left, so that its last figure counts no world; while they walk, memory "
-        "follows how many worlds and branches there are."
+        "with a bye or without a word; in every row they mean to do the same, so that rows compare. After each row all have left, so "
+        "that its last figure counts no world; while they walk, memory follows how many worlds and branches there are."
     )
     report.claims.append((f"empty memory grows by less than {GROWTH:.0%} after {warm} rows of warming up ({growth:+.1%})", growth < GROWTH))
     report.claims.append((f"p95 latency at the end is at most {SLOWER} times that after warming up ({slower:.2f})", slower <= SLOWER))
