@@ -185,7 +185,8 @@ def evaluate(model: Any, name: str, suite: str, walks: int, out: Path, vbench: P
     from distill.suite_report import markdown, plots, psnr_by_scene, summary
 
     records = run(model, name, suite, walks, out, vbench)
-    results = {"model": name, "identity": identity_of(model, name), "suite": suite, "walks": walks, "scripts": list(SUITES[suite])}
+    results = {"model": name, "identity": identity_of(model, name), "size": list(model.size), "suite": suite, "walks": walks}
+    results["scripts"] = list(SUITES[suite])
     encoded = [{"key": f"{r['key']}-autoencoder", "seed": r["seed"]} for r in records["model"] if "ceiling" in r]
     frechet = suite_features.frechet_by_time(out / "features", records | ({"autoencoder": encoded} if encoded else {}))
     results["lines"] = {line: summary(rows) | {"frechet": frechet.get(line, {})} for line, rows in records.items()}
