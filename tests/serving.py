@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import uvicorn
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from worldmodel.server import protocol as p
@@ -82,7 +83,8 @@ class Client:
                 continue
             self.frames.append(p.unpack_frame(data))
             if self.ack:
-                self.send(p.Ack(frame=self.frames[-1][0].frame))
+                with suppress(ConnectionClosed):  # by the server, whose last words are still to be read
+                    self.send(p.Ack(frame=self.frames[-1][0].frame))
         return True
 
     def expect(self, kind: type, timeout: float = 5.0):
