@@ -12,6 +12,7 @@ first moment, and `distill.train --from` goes on from there.
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from distill.dataset import read_clip, stems
 from distill.trainer import generator
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.camera_view import CELLS, from_patches, to_patches
+from worldmodel.loading import find_model
 from worldmodel.model import ModelError, WorldModel
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -40,7 +42,7 @@ def smaller(old: TinyAutoencoder, new: TinyAutoencoder) -> tuple[Tensor, Tensor]
 
     def see(tokens: Tensor) -> Tensor:
         frames = new.linear_frames(from_patches(tokens.unsqueeze(1), (1, 1), (FACTOR, FACTOR)))
-        return old.encode(_half(frames), grouped=True)[:, :, 0, 0, 0]
+        return old.encode(F.avg_pool3d(frames, (1, FACTOR, FACTOR)), grouped=True)[:, :, 0, 0, 0]
 
     offset = see(torch.zeros(1, FACTOR**2 * c))[0]
     return (see(torch.eye(FACTOR**2 * c)) - offset).T, offset
@@ -107,11 +109,6 @@ def finer_gate(rows: Tensor, channels: int) -> Tensor:
     return mine.repeat(FACTOR**2, *[1] * (rows.ndim - 1))
 
 
-def _half(frames: Tensor) -> Tensor:
-    """Frames [N, 3, 4, H, W] averaged to half the height and width"""
-    return F.avg_pool3d(frames, (1, FACTOR, FACTOR))
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m distill.enlarge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -126,12 +123,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model = WorldModel.from_pretrained(args.model, dtype=torch.float32, device="cpu")
         autoencoder = TinyAutoencoder.from_pretrained(args.autoencoder, torch_dtype=torch.float32).eval()
-        frames = np.stack([read_clip(stem).frames for stem in stems(args.clips)[:CLIPS]])
+        if not (found := stems(args.clips)[:CLIPS]):
+            raise ModelError(f"There are no clips in {args.clips}.")
+        frames = np.stack([read_clip(stem).frames for stem in found])
         if frames.shape[2:4] != tuple(FACTOR * n for n in model.size):
             raise ModelError(
                 f"{args.model} makes {model.size[0]}x{model.size[1]} pixels, so clips have twice that; these have {frames.shape[2:4]}."
             )
         enlarge(model, autoencoder, frames).save_pretrained(args.out, dtype=None)
+        if (prompts := find_model(args.model) / "prompts.safetensors").exists():
+            shutil.copy(prompts, args.out)
     except (ModelError, ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print(f"{args.out}: python -m distill.train RECIPE --from {args.out} goes on from here.")

@@ -186,7 +186,8 @@ def quality_of(path: Path, weights: str) -> dict[str, Any]:
     scenes = results["scenes"]
     size = "" if "size" not in results else f", {results['size'][0]}x{results['size'][1]}"  # results from before it was told: 128x128
     return {
-        "measure": f"suite {results['suite']}, {results['walks']} unseen worlds{size}", "psnr": round(sum(scenes.values()) / len(scenes), 3),
+        "measure": f"suite {results['suite']}, {results['walks']} unseen worlds{size}",
+        "psnr": round(sum(scenes.values()) / len(scenes), 3),
         "figures": figures, "scenes": scenes,
         "source": f"worldmodel eval --suite {results['suite']} --walks {results['walks']}: {results['identity']}",
     }  # fmt: skip

@@ -30,9 +30,9 @@ from distill.scenes.renderer import Renderer
 from distill.scenes.walk import walk
 from worldmodel.actions import Action, parse_script, to_array
 from worldmodel.model import WorldModel
+from worldmodel.tone import bands
 
 SEASONS = ("blossom", "meadow", "autumn", "snow")
-BANDS = 4
 VIEWS = 6
 """Start views whose colours are a place's at an hour: a picture from the prompt alone is seen from nowhere in particular."""
 SEEDS = (0, 1)
@@ -69,12 +69,6 @@ def places(families: Iterable[str] = ("village", "castle")) -> list[Place]:
 @lru_cache(maxsize=4)
 def renderer(place: Place, size: tuple[int, int]) -> Renderer:
     return Renderer(_module(place.seed).build_plan(np.random.default_rng(place.seed), place.plan), size, supersample=1, fov=FOV)
-
-
-def bands(frames: np.ndarray) -> np.ndarray:
-    """Mean colours float64 [..., BANDS, 3] of uint8 [..., H, W, 3], from top to bottom, in 0..1"""
-    *many, height, width, _ = frames.shape
-    return frames.reshape(*many, BANDS, height // BANDS, width, 3).mean((-3, -2)) / 255
 
 
 # -- from the prompt alone ---------------------------------------------------------------------------------------------------

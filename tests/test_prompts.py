@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("panda3d")
 
-from distill.prompts import BANDS, SCRIPTS, bands, changes, compare, markdown, on_the_way, places, renderer  # noqa: E402
+from distill.prompts import SCRIPTS, changes, compare, markdown, on_the_way, places, renderer  # noqa: E402
 from distill.scenes import _world, hours, start_pose, village  # noqa: E402
+from worldmodel.tone import BANDS, bands  # noqa: E402
 
 SIZE = (32, 32)
 

@@ -24,13 +24,34 @@ ARRIVED = 1e-3
 DARKEST, LIGHTEST = 0.02, 0.98
 
 
+def bands(frames: np.ndarray) -> np.ndarray:
+    """Mean colours float64 [..., BANDS, 3] of uint8 [..., H, W, 3], from top to bottom, in 0..1; H is a multiple of `BANDS`"""
+    *many, height, width, _ = frames.shape
+    return frames.reshape(*many, BANDS, height // BANDS, width, 3).mean((-3, -2)) / 255
+
+
 def tone_of(frame: np.ndarray) -> np.ndarray:
     """Tone float32 [BANDS, 3] of a picture uint8 [H, W, 3]"""
-    mean = np.stack([band.mean((0, 1)) for band in np.array_split(frame / 255.0, BANDS)])
-    return np.log(-np.log(mean.clip(DARKEST, LIGHTEST))).astype(np.float32)
+    return np.log(-np.log(bands(frame).clip(DARKEST, LIGHTEST))).astype(np.float32)
 
 
-def next_tone(tone: np.ndarray, aim: np.ndarray) -> np.ndarray:
-    """The tone of the next chunk after one of `tone`, on the way to `aim`"""
-    left = aim - tone
-    return aim if np.abs(left).max() < ARRIVED else tone + FOLLOWS * left
+def next_tone(tone: np.ndarray | None, aim: np.ndarray) -> np.ndarray | None:
+    """The tone of the next chunk after one of `tone`, on the way to `aim`; None is the first prompt's own, 0.
+
+    Once it is there it is the same array each time.
+    """
+    before = np.zeros_like(aim) if tone is None else tone
+    left = aim - before
+    if np.abs(left).max() >= ARRIVED:
+        return before + FOLLOWS * left
+    if not aim.any():
+        return None
+    return tone if np.array_equal(aim, before) else aim
+
+
+def changes_to(tone: np.ndarray | None, tones: list[np.ndarray | None]) -> np.ndarray | None:
+    """By how much pictures of `tones` change under `tone`: float32 [S, BANDS, 3], or None where all have it already"""
+    if all(t is tone for t in tones):
+        return None
+    level = np.zeros((BANDS, 3), np.float32)
+    return np.stack([(level if tone is None else tone) - (level if t is None else t) for t in tones])

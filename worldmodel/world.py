@@ -25,7 +25,7 @@ from worldmodel.camera_view import CameraView, depth_of, next_view
 from worldmodel.chunk import Chunk, MemoryTile, Past, Plan
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
-from worldmodel.tone import BANDS, TOLD, next_tone
+from worldmodel.tone import TOLD, changes_to, next_tone
 from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, pack_pasts, unpack
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ class World:
     @property
     def pose(self) -> np.ndarray:
         """Where the camera is: float64 [4, 4], camera-to-world, in steps, relative to the start picture."""
-        past = self._pending or (self._history[-1] if self._history else self._start)
-        return past.poses[-1].copy()
+        return self._last.poses[-1].copy()
 
     @property
     def last_frame(self) -> np.ndarray:
@@ -453,12 +452,8 @@ class World:
         index = torch.tensor(memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
         latents, depths = torch.cat(latents, 2), torch.cat(depths, 1)
-        tones = [self._past_of(i)[0].tone for i in memory.remembered()]
-        change = None
-        if any(t is not tone for t in tones):
-            level = np.zeros((BANDS, 3), np.float32)
-            change = np.stack([(level if tone is None else tone) - (level if t is None else t) for t in tones])
-            change = torch.from_numpy(change)[None].to(**to)
+        change = changes_to(tone, [self._past_of(i)[0].tone for i in memory.remembered()])
+        change = None if change is None else torch.from_numpy(change)[None].to(**to)
         return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths, change)
 
     @property
@@ -470,9 +465,7 @@ class World:
         """The tone of a chunk under `prompt` after another; None as long as no prompt but the first has held."""
         if not self.model.transformer.config.view_focal or (before.tone is None and prompt == self._start.prompt):
             return None
-        aim = TOLD * (self.model.tone(prompt) - self.model.tone(self._start.prompt))
-        tone = next_tone(np.zeros_like(aim) if before.tone is None else before.tone, aim)
-        return None if not tone.any() else before.tone if before.tone is not None and np.array_equal(tone, before.tone) else tone
+        return next_tone(before.tone, TOLD * (self.model.tone(prompt) - self.model.tone(self._start.prompt)))
 
     @torch.no_grad()
     def _depth_of(self, latents: Tensor, view: CameraView | None = None) -> Tensor | None:
