@@ -1,8 +1,8 @@
 """How far away what a picture shows is: trains an autoencoder's `PictureDepth`, for camera views.
 
 Pictures with exact depth are cheap, unlike video: random walks through many scenes, one picture in eight. They are seen as a
-remembered picture would be: through the linear code most of the time, blurred some of the time, since a model's own pictures are soft,
-recoloured and mirrored. The loss is the absolute error of ``log(1/z + FAR)``, of it and of its differences between neighbours, so
+remembered picture would be: through the linear code most of the time (where depth is looked for in averages over several pixels the code
+leaves no trace, so there they are not), blurred some of the time, since a model's own pictures are soft, recoloured and mirrored. The loss is the absolute error of ``log(1/z + FAR)``, of it and of its differences between neighbours, so
 that edges come out as edges.
 
     python -m distill.depth --model worldmodel/weights/tiny --out runs/depth --minutes 20     # the same command goes on
@@ -41,14 +41,14 @@ WALK, EVERY = 96, 8
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------
-def pictures_of_scene(seed: int, walks: int, size: tuple[int, int], pool: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, H, W, 3] along random walks in a scene, and inverse depth float16 [N, H/2p, W/2p] in 1/steps."""
+def pictures_of_scene(seed: int, walks: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [N, H, W, 3] along random walks in a scene, and inverse depth float16 [N, H/2, W/2] in 1/steps."""
     from distill.scenes import _world
     from distill.scenes.trajectories import KINDS, random_script
     from distill.scenes.walk import walk
     from worldmodel.actions import to_array
 
-    world, (height, width), cell = _world(seed), size, FINEST * pool
+    world, (height, width) = _world(seed), size
     draw = world.renderer.at(size, supersample=2)
     frames, depths = [], []
     for k in range(walks):
@@ -60,26 +60,30 @@ def pictures_of_scene(seed: int, walks: int, size: tuple[int, int], pool: int = 
         poses = poses[int(rng.integers(EVERY)) :: EVERY]
         frames += [draw.frame(pose) for pose in poses]
         near = world.scene.step / depth_maps(seed, poses, size)
-        depths.append(near.reshape(len(poses), height // cell, cell, width // cell, cell).mean((2, 4)).astype(np.float16))
+        depths.append(near.reshape(len(poses), height // FINEST, FINEST, width // FINEST, FINEST).mean((2, 4)).astype(np.float16))
     return np.stack(frames), np.concatenate(depths)
 
 
-def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int], pool: int) -> None:
-    frames, depth = pictures_of_scene(seed, walks, size, pool)
+def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int]) -> None:
+    frames, depth = pictures_of_scene(seed, walks, size)
     part = path.with_suffix(".part.npz")
     np.savez(part, frames=frames, depth=depth)
     part.rename(path)
 
 
 def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> None:
-    """A file for each scene of the recipe under `folder`; those that are there are kept. Gallery worlds get more walks."""
+    """A file for each scene of the recipe under `folder`; those that are there are kept. Gallery worlds get more walks.
+
+    `size` is that of the model's pictures; these are as depth is looked for in them, `recipe.pool` times smaller.
+    """
+    size = (size[0] // recipe.pool, size[1] // recipe.pool)
     folder.mkdir(parents=True, exist_ok=True)
     todo = [s for s in recipe.scenes if not (folder / f"{s:06d}.npz").exists()]
     if not todo:
         return
     walks = (recipe.walks, recipe.gallery_walks)
     with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as workers:
-        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size, recipe.pool) for s in todo]
+        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size) for s in todo]
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
                 job.result()
@@ -140,7 +144,7 @@ class DepthStage:
         """The generator of a step, whether its pictures are coded, which rows they are, and three chances, drawn from it."""
         rng = generator(self.recipe.seed, step)
         rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(3, generator=rng)
-        return rng, bool(chance[0] < 0.7), rows, chance
+        return rng, bool(self.recipe.pool == 1 and chance[0] < 0.7), rows, chance
 
     @torch.no_grad()
     def coded(self, pictures: Tensor) -> Tensor:
@@ -160,8 +164,6 @@ class DepthStage:
             x, near = x.flip(-1), near.flip(-1)
         gain = 1 + 0.15 * torch.randn(r.batch, 3, 1, 1, generator=rng).to(x)
         x = ((x + 1) * gain - 1 + 0.1 * torch.randn(r.batch, 1, 1, 1, generator=rng).to(x)).clamp(-1, 1)
-        if r.pool > 1:
-            x = F.avg_pool2d(x, r.pool)
         with autocast(self.device):
             found = self.model.logarithm(x.contiguous(memory_format=torch.channels_last))
         loss, error = depth_loss(found.float().squeeze(1), torch.log(near + FAR))
@@ -170,12 +172,11 @@ class DepthStage:
     @torch.no_grad()
     def sample(self, folder: Path) -> dict[str, Any]:
         """Mean absolute error of the logarithm on held-out scenes, and a sheet: picture, truth, what was found."""
-        pictures = (self.coded(to_pictures(x).to(self.device)) for x in self.held_out[0].split(64))
-        found = torch.cat([self.model(F.avg_pool2d(x, self.recipe.pool)).cpu() for x in pictures])[:, 0]
+        pictures = (to_pictures(x).to(self.device) for x in self.held_out[0].split(64))
+        found = torch.cat([self.model(self.coded(x) if self.recipe.pool == 1 else x).cpu() for x in pictures])[:, 0]
         truth = self.held_out[1].float()
         pick = torch.linspace(0, len(found) - 1, min(12, len(found))).long()
-        cell = FINEST * self.recipe.pool
-        grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(cell, 1).repeat(cell, 2) for x in (truth, found)]
+        grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(FINEST, 1).repeat(FINEST, 2) for x in (truth, found)]
         rows = [self.held_out[0][pick].numpy(), *(g[..., None].repeat(3, -1) for g in grey)]
         Image.fromarray(np.concatenate([np.concatenate(list(r), 1) for r in rows])).save(folder / f"sheet-{self.trainer.step:06d}.png")
         return {"error": round(float(((found + FAR).log() - (truth + FAR).log()).abs().mean()), 4)}

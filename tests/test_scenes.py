@@ -107,6 +107,20 @@ def test_depth_agrees_with_ray_casting():
     assert (np.abs(got - expected) < 0.05 + 0.05 * expected).mean() > 0.9  # edges may fall on either side
 
 
+def test_what_lies_beyond_the_reach_of_depth_is_not_near():
+    scene, pose = toy_scene(3), level_pose(np.array([0.0, 0.0, 2.5]), 0.5 * np.pi, 0.0)
+    for distance in (150, 250, 400, 800):
+        scene.mesh.box((0.4 * distance - 150, distance, 30), (60, 10, 80), (0.5, 0.5, 0.5))
+    height, width = 48, 64
+    depth = Renderer(scene, (height, width)).depth(pose)
+    fx, fy, cx, cy = intrinsics_from_fov(70.0, (height, width))
+    ys, xs = np.meshgrid(np.arange(0, height, 2), np.arange(0, width, 2), indexing="ij")
+    rays = np.stack([((xs + 0.5) / width - cx) / fx, ((ys + 0.5) / height - cy) / fy, np.ones(xs.shape)], -1).reshape(-1, 3)
+    expected = ray_depth(scene.mesh.triangles, pose[:3, 3], rays @ pose[:3, :3].T).reshape(xs.shape)
+    beyond = depth[ys, xs][(expected > 130) & np.isfinite(expected)]
+    assert len(beyond) > 50 and np.isinf(beyond).mean() > 0.9 and (beyond > 5).all()  # edges may fall on either side
+
+
 def ray_depth(triangles: np.ndarray, origin: np.ndarray, rays: np.ndarray) -> np.ndarray:
     """Moeller-Trumbore: multiple of each ray [R, 3] at which it first meets a front face of triangles [N, 3, 3]."""
     a, e1, e2 = triangles[:, 0], triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]

@@ -79,16 +79,21 @@ class Renderer:
         self._move(c2w)
         one = self if self.supersample == 1 else self.at(self.size, supersample=1)
         one._camera.setMat(self._camera.getMat())
-        one._camera.node().setInitialState(_depth_state(self.depth_range))
         self._sky.hide()
         try:
-            pixels = _target(self.size).draw(one._camera)
-            level = ((pixels >> 16 & 0xFF) << 8) | (pixels >> 8 & 0xFF)
-            seen = ((pixels & 0xFF) == _SEEN) & (level < DEPTH_LEVELS - 1)
+            fine, far = (one._levels(reach) for reach in (self.depth_range, FAR))
         finally:
             self._sky.show()
             one._camera.node().setInitialState(_empty_state())
-        return np.where(seen, (level + 0.5) * (self.depth_range / DEPTH_LEVELS), np.inf).astype(np.float32)
+        # what is farther than a pass reaches comes out as nearest of all where the rasteriser overflows: the far pass knows
+        return np.where(far <= self.depth_range + FAR / DEPTH_LEVELS, fine, np.inf).astype(np.float32)
+
+    def _levels(self, reach: float) -> np.ndarray:
+        """Metres [H, W] from one pass that measures up to `reach`, infinity beyond."""
+        self._camera.node().setInitialState(_depth_state(reach))
+        pixels = _target(self.size).draw(self._camera)
+        level = ((pixels >> 16 & 0xFF) << 8) | (pixels >> 8 & 0xFF)
+        return np.where(((pixels & 0xFF) == _SEEN) & (level < DEPTH_LEVELS - 1), (level + 0.5) * (reach / DEPTH_LEVELS), np.inf)
 
     @property
     def depth_range(self) -> float:
