@@ -52,7 +52,8 @@ def test_wan_streams_what_diffusers_decodes():
     autoencoder = wan()
     latents = torch.randn(1, 4, 4, 4, 4)
     raw = latents * autoencoder.std + autoencoder.mean
-    assert torch.equal(autoencoder.decode(latents), autoencoder.vae.decode(raw).sample)
+    want = autoencoder.vae.decode(raw).sample
+    assert (autoencoder.decode(latents) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKLWan, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from worldmodel.cpu_convolution import fast_conv3d
 from worldmodel.depth import PictureDepth
 
 TEMPORAL_STRIDE = 4
@@ -268,7 +269,8 @@ class WanAutoencoder(VideoAutoencoder):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        latents = self.vae.encode(video).latent_dist.mode()
+        with fast_conv3d(video.device):
+            latents = self.vae.encode(video).latent_dist.mode()
         return (latents - self.mean.to(latents)) / self.std.to(latents)
 
     @torch.no_grad()
@@ -276,8 +278,9 @@ class WanAutoencoder(VideoAutoencoder):
         z = self.vae.post_quant_conv(latents * self.std.to(latents) + self.mean.to(latents))
         cache = [None] * self.vae._cached_conv_counts["decoder"] if state is None else list(state)
         frames = []
-        for i in range(z.shape[2]):
-            frames.append(self.vae.decoder(z[:, :, i : i + 1], feat_cache=cache, feat_idx=[0], first_chunk=state is None and i == 0))
+        with fast_conv3d(z.device):
+            for i in range(z.shape[2]):
+                frames.append(self.vae.decoder(z[:, :, i : i + 1], feat_cache=cache, feat_idx=[0], first_chunk=state is None and i == 0))
         video = torch.cat(frames, dim=2)
         if (patch := self.vae.config.patch_size) is not None:
             from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
