@@ -35,7 +35,7 @@ from distill.suite import SuiteError
 from distill.suite_measures import revisits
 from worldmodel.actions import Action, parse_script
 from worldmodel.camera import integrate
-from worldmodel.chunk import Past
+from worldmodel.chunk import Past, as_kept
 from worldmodel.configs import MEMORY_NAMES
 from worldmodel.model import WorldModel
 from worldmodel.world import World
@@ -104,10 +104,11 @@ def show(world: World, clip: Clip, frames: int) -> None:
     model, n = world.model, world.model.chunk_frames
     if frames % n:
         raise SuiteError(f"What is shown is whole chunks of {n} frames, got {frames} frames.")
-    latents = model.autoencoder.encode(to_video(clip.frames[None, : frames + 1]).to(model.device, model.dtype))[:, :, 1:]
+    latents = model.autoencoder.encode(to_video(clip.frames[None, : frames + 1]).to(model.device, model.dtype))
+    latents = as_kept(latents[:, :, 1:])
     for first, piece in zip(range(1, frames + 1, n), latents.split(model.config.chunk, dim=2), strict=True):
         rows = slice(first, first + n)
-        state = model.autoencoder.advance(piece, world.decoder_state)
+        state = model.autoencoder.advance(piece.to(model.dtype), world.decoder_state)
         poses = integrate(clip.actions[rows], start=world.pose)
         world.accept(Past(piece.clone(), clip.actions[rows], poses, world.prompt), clip.frames[rows], state)
         world.finalize()

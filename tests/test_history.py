@@ -6,8 +6,11 @@ import torch
 from small import picture, small_model
 from viewing import with_views
 
+import worldmodel.batch as batch_module
+import worldmodel.model as model_module
 import worldmodel.world as world_module
 from worldmodel.autoencoder import TinyAutoencoder
+from worldmodel.chunk import as_kept
 from worldmodel.memory import MemoryConfig
 from worldmodel.world_file import WorldError, WorldState, pack, unpack
 
@@ -109,6 +112,62 @@ def test_files_of_format_1_still_load(tmp_path):
         model.load_world(tmp_path / "new.world")
     state.save(tmp_path / "noted.world")
     assert WorldState.load(tmp_path / "noted.world", model).note == {"speed": 2}
+
+
+def test_what_is_kept_in_float16_is_what_was_shown():
+    """Frames, depth and memory are made of the numbers that are kept, not of those before they were rounded."""
+    model = with_views()
+    world = model.start(picture(), "a village", seed=2)
+    play = list(world.stream("w*8 left*8"))
+    given = torch.randn(world.last_latents.shape)
+    play.append(world.generate_from(given, "d*4"))
+    again, state = world.fork(), model.autoencoder.advance(world._start.latents.float())
+    again.rewind(5)  # to the start: all that follows is made of what is kept
+    for chunk, past in zip(play, world._history, strict=True):
+        video, state = model.autoencoder.decode_chunk(past.latents.float(), state)
+        assert past.latents.dtype == past.inverse_depth.dtype == torch.float16 and world.last_latents.dtype == torch.float32
+        assert np.array_equal(model.to_frames(video), chunk.frames)
+        again.generate_from(past.latents.float(), chunk.actions)
+    again.finalize()
+    one, other = (w.memory.state_dict() for w in (world, again))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(world.last_latents, given.half().float()) and not torch.equal(world.last_latents, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_other_models_compute_is_kept_as_it_is(dtype):
+    world = with_views(dtype).start(picture(), "a village", seed=2)
+    world.step("w*4")
+    assert world._start.latents.dtype == world._history[0].latents.dtype == world.last_latents.dtype == dtype
+
+
+def test_what_is_kept_stays_finite():
+    x = torch.tensor([1e6, -1e6, 65504.0, 1 / 3, 0.0])
+    assert as_kept(x).tolist() == [65504.0, -65504.0, 65504.0, float(np.float16(1 / 3)), 0.0]
+
+
+def test_files_of_format_4_go_on_from_their_own_numbers(monkeypatch, tmp_path):
+    """What they have in float32 is not rounded when it is opened, since their memory was made of it."""
+    model = with_views()
+    with monkeypatch.context() as before:
+        for module in (batch_module, model_module, world_module):
+            before.setattr(module, "as_kept", lambda x: x)
+        world = model.start(picture(), "a village", seed=2)
+        list(world.stream("w*8 left*8"))
+        past = world.memory.state_dict()
+        list(world.stream("d*8"))
+        state = world.state()
+        assert state.tensors["latents"].dtype == state.tensors["inverse_depth"].dtype == torch.float32
+        WorldState(state.tensors, state.meta | {"format": 4}).save(tmp_path / "old.world")
+    loaded = model.load_world(tmp_path / "old.world")
+    loaded.step("w*4")
+    assert loaded._history[-1].latents.dtype == torch.float16
+    loaded.save(tmp_path / "new.world")
+    again = model.load_world(tmp_path / "new.world")
+    assert np.array_equal(*(frames(w.stream("a*8")) for w in (loaded, again)))
+    for w in (loaded, again):
+        w.rewind(5)
+        assert all(torch.equal(x, w.memory.state_dict()[name]) for name, x in past.items())
 
 
 def test_files_that_say_what_cannot_be_are_refused(tmp_path):

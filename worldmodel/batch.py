@@ -22,7 +22,7 @@ from torch import Tensor
 from worldmodel.actions import Action
 from worldmodel.camera import pose_code
 from worldmodel.camera_view import CameraView
-from worldmodel.chunk import Chunk, LastStep, Past
+from worldmodel.chunk import Chunk, LastStep, Past, as_kept
 from worldmodel.memory import CompressedMemory, together
 from worldmodel.sampling import denoise_and_keep
 from worldmodel.world_file import pack
@@ -65,19 +65,22 @@ def generate_together(
         model.transformer, torch.cat([p.noise for p in plans]), text, camera, memory, model.config.sampler,
         [p.generator for p in plans], view, keep=reuse,
     )  # fmt: skip
+    remembered = as_kept(latents)
+    latents = remembered.to(model.dtype)
     clock.append(time.perf_counter())
     with decode_stream(model) as stream:
         decoded = decode_together(model, latents, [world.decoder_state for world in worlds])
     laid = reuse or model.runtime.overlap
     if laid and not reuse:
-        pasts = [Past(latents[i : i + 1], p.actions, p.poses, world.prompt) for i, (world, p) in enumerate(zip(worlds, plans, strict=True))]
+        of_each = zip(remembered.split(1), worlds, plans, strict=True)
+        pasts = [Past(own, p.actions, p.poses, world.prompt) for own, world, p in of_each]
         write_together(model, [world.memory for world in worlds], pasts, [p.text for p in plans], commit=False)
     with stream:
         pixels = [model.to_pixels(video) for video, _ in decoded]
         frames = [on_their_way(x) if late and model.runtime.overlap else x.cpu().numpy() for x in pixels]
     chunks = []
     for i, (world, plan) in enumerate(zip(worlds, plans, strict=True)):
-        own = Past(latents[i : i + 1].clone(), plan.actions, plan.poses, world.prompt, last_step=last.row(i) if reuse else None)
+        own = Past(remembered[i : i + 1].clone(), plan.actions, plan.poses, world.prompt, last_step=last.row(i) if reuse else None)
         chunks.append(world.accept(own, frames[i], decoded[i][1], plan.view, laid))
     clock.append(time.perf_counter())
     for chunk in chunks:
@@ -114,7 +117,7 @@ def write_together(
         look(memory, past.poses, past.latents.shape[2])
     given = [past.last_step or LastStep(past.latents, 0.0) for past in pasts]
     model.transformer(
-        torch.cat([g.latents for g in given]),
+        torch.cat([g.latents for g in given]).to(model.dtype),
         torch.tensor([g.timestep for g in given], device=model.device),
         _join_text(texts),
         camera=encode_camera(model, [past.actions for past in pasts], [past.poses for past in pasts]),

@@ -60,11 +60,22 @@ class LastStep:
         return LastStep(self.latents[i : i + 1].clone(), self.timestep)
 
 
+def as_kept(x: Tensor) -> Tensor:
+    """Latents or inverse depth as a `Past` has them: float32 becomes float16, limited to its range; other types stay.
+
+    Whatever is made of a chunk (frames, depth, views, keys and values) is made of these numbers and never of those before they were
+    rounded: so it is the same when it is made again, after going back or from a file.
+    """
+    most = torch.finfo(torch.float16).max
+    return x.clamp(-most, most).half() if x.dtype == torch.float32 else x
+
+
 @dataclass(frozen=True)
 class Past:
     """What is kept of one chunk, enough to make the memory again. Beyond where one can go back only the log remains.
 
     With a `last_step` the memory has the keys and values which that computed, without one those of a clean-context pass over `latents`.
+    Latents and inverse depth are `as_kept`; who computes with them takes the model's own type.
     """
 
     latents: Tensor | None  # [1, C, t, h, w]

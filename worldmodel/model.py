@@ -30,7 +30,7 @@ from torch import Tensor
 
 from worldmodel.autoencoder import VideoAutoencoder, WanAutoencoder
 from worldmodel.batch import finalize_together, generate_together
-from worldmodel.chunk import Chunk
+from worldmodel.chunk import Chunk, as_kept
 from worldmodel.familiarity import Familiarity, KnownPictures
 from worldmodel.images import load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
@@ -291,7 +291,8 @@ class WorldModel:
             ImageError: the picture cannot be used. ModelError: the prompt is too long.
         """
         self.check_prompt(prompt)
-        return World(self, prompt, seed, None if image is None else self.encode_image(image), self._history(history))
+        first_latent = None if image is None else as_kept(self.encode_image(image))
+        return World(self, prompt, seed, first_latent, self._history(history))
 
     def generate_together(self, worlds: Sequence[World], actions: Sequence[Any]) -> list[Chunk]:
         """The next chunk of several worlds as one batch, each under its own actions; as `World.generate` (`worldmodel.batch`)."""

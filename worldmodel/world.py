@@ -22,7 +22,7 @@ from worldmodel.actions import Action, ActionError, as_actions, to_array
 from worldmodel.batch import encode_camera, finalize_together, generate_together, look, write_together
 from worldmodel.camera import integrate, pose_code
 from worldmodel.camera_view import CameraView, depth_of, next_view
-from worldmodel.chunk import Chunk, MemoryTile, Past, Plan
+from worldmodel.chunk import Chunk, MemoryTile, Past, Plan, as_kept
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
 from worldmodel.tone import TOLD, changes_to, next_tone
@@ -56,6 +56,7 @@ class World:
     `RuntimeConfig.context` says otherwise); a server sends the frames in between. `worldmodel.batch` does the same for several worlds.
 
     Args:
+        first_latent: the start picture [1, C, 1, h, w], as it is kept (`as_kept`); None: one is made from the prompt.
         history: chunks that one can go back at least; what is older is let go of, but for the log of actions and what the memory still
             refers to, so that an hour costs no more room than `history` does. None: everything is kept. 0: one cannot go back.
     """
@@ -79,9 +80,9 @@ class World:
         start_actions, start_poses = to_array([Action.idle()]), np.eye(4)[None]
         with torch.no_grad():
             if first_latent is None:
-                first_latent = self._first_latent()
+                first_latent = as_kept(self._first_latent())
             self._start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
-            video, self._decoder_state = model.autoencoder.decode_chunk(first_latent)
+            video, self._decoder_state = model.autoencoder.decode_chunk(first_latent.to(model.dtype))
             self._write(self._memory, self._start)
         self.first_frame = model.to_frames(video)[0]
         """uint8 [H, W, 3]: the start picture as the model sees it."""
@@ -114,7 +115,8 @@ class World:
     def last_latents(self) -> Tensor:
         """Latents [1, C, t, h, w] of the last chunk, or the start picture's repeated to a chunk."""
         past = self._pending or (self._history[-1] if self._history else None)
-        return past.latents if past else self._start.latents.expand(-1, -1, self.model.config.chunk, -1, -1)
+        latents = past.latents if past else self._start.latents.expand(-1, -1, self.model.config.chunk, -1, -1)
+        return latents.to(self.model.dtype)
 
     @property
     def reach(self) -> int:
@@ -192,7 +194,8 @@ class World:
         self._refresh_window()
         self._wait_for_decoder()
         per_frame = self._frames_of(actions)
-        video, decoder_state = self.model.autoencoder.decode_chunk(latents, self._decoder_state)
+        latents = as_kept(latents.to(self.model.dtype))
+        video, decoder_state = self.model.autoencoder.decode_chunk(latents.to(self.model.dtype), self._decoder_state)
         past = Past(latents, per_frame, integrate(per_frame, start=self.pose), self._prompt)
         return self.accept(past, self.model.to_frames(video), decoder_state)
 
@@ -261,7 +264,7 @@ class World:
             decoder_state, frame = self._snapshots[at].decoder_state, self._snapshots[at].last_frame
         else:
             self._write(memory, self._start)
-            decoder_state, frame = self.model.autoencoder.advance(self._start.latents), self.first_frame
+            decoder_state, frame = self._advance(self._start), self.first_frame
         for i in range(at, keep):
             yield
             if self._history[i].prompt != self._prompt_before(i):
@@ -341,7 +344,7 @@ class World:
             if history != 0:
                 world._snapshots[base] = world._snapshot()
         else:
-            world._decoder_state = model.autoencoder.advance(world._start.latents)
+            world._decoder_state = world._advance(world._start)
         world._memory.load_state_dict(state.part("memory"))
         after = world._history[base:]
         world._decoder_state, world._now = world._decode(after, world._decoder_state, world.last_frame)
@@ -451,7 +454,7 @@ class World:
         latents, ends, depths = zip(*(self._remembered(i) for i in memory.remembered()), strict=True)
         index = torch.tensor(memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
-        latents, depths = torch.cat(latents, 2), torch.cat(depths, 1)
+        latents, depths = torch.cat(latents, 2).to(**to), torch.cat(depths, 1).to(**to)
         change = changes_to(tone, [self._past_of(i)[0].tone for i in memory.remembered()])
         change = None if change is None else torch.from_numpy(change)[None].to(**to)
         return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths, change)
@@ -469,11 +472,11 @@ class World:
 
     @torch.no_grad()
     def _depth_of(self, latents: Tensor, view: CameraView | None = None) -> Tensor | None:
-        """Inverse depth [1, t, k, l] of a chunk's latents [1, C, t, h, w], which were made with `view` or are given"""
+        """Inverse depth [1, t, k, l], as it is kept, of a chunk's latents [1, C, t, h, w], which were made with `view` or are given"""
         if not self.model.transformer.config.view_focal:
             return None
-        by_latent = latents[0].transpose(0, 1)  # t C h w
-        return (depth_of(self.model.autoencoder, by_latent) if view is None else view.depth_of(by_latent))[None]
+        by_latent = latents[0].transpose(0, 1).to(self.model.dtype)  # t C h w
+        return as_kept(depth_of(self.model.autoencoder, by_latent) if view is None else view.depth_of(by_latent))[None]
 
     def _remembered(self, index: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
         """Latent frame `index` [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""
@@ -516,17 +519,21 @@ class World:
         for past in again:
             self._write(memory, replace(past, prompt=prompt))
 
+    def _advance(self, past: Past, state: Any = None) -> Any:
+        """The decoder's state after `past`, without the frames."""
+        return self.model.autoencoder.advance(past.latents.to(self.model.dtype), state)
+
     def _decode(self, chunks: list[Past], state: Any, frame: np.ndarray) -> tuple[Any, np.ndarray]:
         """The decoder's state and the last frame after `chunks`, from those before them on."""
         for past in chunks[:-1]:
-            state = self.model.autoencoder.advance(past.latents, state)
+            state = self._advance(past, state)
         if not chunks:
             return state, frame
-        video, state = self.model.autoencoder.decode_chunk(chunks[-1].latents, state)
+        video, state = self.model.autoencoder.decode_chunk(chunks[-1].latents.to(self.model.dtype), state)
         return state, self.model.to_frames(video)[-1]
 
     def _snapshot(self) -> _Snapshot:
-        return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame)
+        return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame.copy())
 
     def _thin_snapshots(self) -> None:
         """Keep few snapshots: the older, the sparser. A rewind to between two replays the chunks from the one before."""

@@ -1,13 +1,15 @@
 """The file of a world: named tensors and a description, as safetensors. `World.state` fills one, `World.load` reads it.
 
-Format 4: `memory.*` now; `actions` [1 + frames, 13], everything done; `held` [n], the chunks whose latents are still known;
+Format 5: `memory.*` now; `actions` [1 + frames, 13], everything done; `held` [n], the chunks whose latents are still known;
 `latents` [1, C, 1 + n * t, h, w], `poses` [1 + n * F, 4, 4] and, for models with camera views,
 `inverse_depth` [1, 1 + n * t, k, l], the start picture's and theirs. `reused` [m] are those of them of which the memory has what the
 last denoising step computed (`RuntimeConfig.context`), `last_steps` [1, C, m * t, h, w] and `timesteps` [m] what that was given; so a
 world may be opened under either setting, and every chunk is written again as it was written first. One can go back to chunk `base`:
 `base.memory.*`, where it differs from now's, and `decoder.*` and `base_frame`, the decoder's state and what is
-seen there, unless that is the start.
-Format 3 had no `reused`, format 2 no `inverse_depth`, format 1 held every chunk from the start.
+seen there, unless that is the start. Latents of a model that computes in float32 are float16, and so is
+inverse depth (`chunk.as_kept`).
+Format 4 had them in float32, and what comes from such a file stays so: its memory was made of those numbers. Format 3 had no `reused`,
+format 2 no `inverse_depth`, format 1 held every chunk from the start.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from worldmodel.chunk import LastStep, Past
 if TYPE_CHECKING:
     from worldmodel.model import WorldModel
 
-FILE_FORMAT = 4
-READABLE = (1, 2, 3, 4)
+FILE_FORMAT = 5
+READABLE = (1, 2, 3, 4, 5)
 
 
 class WorldError(ValueError):

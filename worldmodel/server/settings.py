@@ -24,7 +24,7 @@ class ServerSettings:
     time_limit_s: float = 0.0
     """A visitor who has walked this long makes room, if somebody else is waiting; 0: no limit."""
     history: int = 480
-    """Chunks that a world can go back at least. With the packaged model 480 are two minutes, for 370 MB in all (`World`)."""
+    """Chunks that a world can go back at least. With the packaged model 480 are two minutes, for 284 MB in all (`World.num_bytes`)."""
     branches: int = 3
     """Branches that a visitor may keep beside the one walked in; each costs a memory, and what it does not share of the past."""
     recording_bytes: int = 64 * 2**20
