@@ -8,7 +8,7 @@ import torch
 from small import picture, small_model
 from viewing import with_views
 
-import worldmodel.world as world_module
+import worldmodel.history as history_module
 from worldmodel import Action
 from worldmodel.batch import generate_together, step_together
 from worldmodel.camera import pose_code
@@ -132,7 +132,7 @@ def test_a_start_made_from_the_prompt_is_written_clean():
 @pytest.mark.parametrize("runtime", [REUSE, NARROW], ids=["plain", "fp8 and bf16"])
 @pytest.mark.parametrize("policy, chunk", [("relic", 1), ("relic", 2), ("age", 1), ("retrieval", 1), ("visible", 1)])
 def test_rewind_fork_and_files_are_exact(policy, chunk, runtime, tmp_path, monkeypatch):
-    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(history_module, "SNAPSHOT_EVERY", 3)
     model = with_views(memory=MemoryConfig(2, horizon=7, policy=policy), chunk=chunk).use_runtime(runtime)
     world = model.start(picture(), "a village", seed=2)
     list(world.stream("w*8 left*16"))

@@ -7,10 +7,12 @@ from small import picture, small_model
 from viewing import with_views
 
 import worldmodel.batch as batch_module
+import worldmodel.history as history_module
 import worldmodel.model as model_module
 import worldmodel.world as world_module
 from worldmodel.autoencoder import TinyAutoencoder
-from worldmodel.chunk import as_kept
+from worldmodel.chunk import Past, as_kept
+from worldmodel.history import History, Snapshot
 from worldmodel.memory import MemoryConfig
 from worldmodel.world_file import WorldError, WorldState, pack, unpack
 
@@ -19,7 +21,7 @@ SCRIPT = "w*8 left*24 w+d*8 .*4 r+up*12 right*24"
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(history_module, "SNAPSHOT_EVERY", 3)
 
 
 def frames(chunks):
@@ -28,6 +30,57 @@ def frames(chunks):
 
 def known(world):
     return sum(p.latents is not None for p in world._history)
+
+
+def past(number, latents=1):
+    frames = 4 * latents
+    return Past(torch.full((1, 1, latents, 1, 1), float(number)), np.zeros((frames, 13)), np.full((frames, 4, 4), number), "a village")
+
+
+def grown(chunks, limit, chunk=1, window=2):
+    """A history whose memory may look at the last `window` latent frames and at the sixth."""
+    history = History(past(-1), chunk, limit)
+    for i in range(chunks):
+        history.append(past(i, chunk))
+        recallable = frozenset({6, *range(1 + (i + 1) * chunk - window, 1 + (i + 1) * chunk)})
+        if history.wants_snapshot:
+            history.add_snapshot(Snapshot({"at": torch.tensor(i + 1)}, None, recallable, np.zeros(0)))
+        history.let_go(lambda now=recallable: now)
+    return history
+
+
+def test_latent_frames_are_found_in_their_chunks():
+    history = grown(3, None, chunk=2)
+    assert [history.chunk_of(k)[1] for k in range(7)] == [0, 0, 1, 0, 1, 0, 1]
+    assert [float(history.latent_frame(k)[0]) for k in range(7)] == [-1, 0, 0, 1, 1, 2, 2]
+    assert history.before(0) is history.start and history.before(2) is history[1] and history.last is history[2]
+
+
+@pytest.mark.parametrize("limit, base, whole", [(None, 0, range(20)), (4, 15, {5, 13, 14, *range(15, 20)}), (0, 20, {5, 18, 19})])
+def test_what_is_kept_whole_is_what_can_still_be_needed(limit, base, whole):
+    """Since the oldest snapshot everything; before it what that snapshot's memory may look at: its window, and the sixth latent frame."""
+    history = grown(20, limit)
+    assert history.base == base and len(history) == 20 and all(p.actions is not None for p in history)
+    assert {i for i, p in enumerate(history) if p.latents is not None and p.poses is not None} == {*whole}
+    assert history.held == [i for i in sorted(whole) if i < base]
+    assert min(history.snapshots, default=None) == {None: 3, 4: 15, 0: None}[limit]
+
+
+def test_snapshots_get_sparser_with_age_and_stay_few():
+    at = sorted(grown(300, None).snapshots)
+    assert len(at) == history_module.MAX_SNAPSHOTS and at[-1] == 300
+    gaps = np.diff(at)
+    assert gaps[-1] == 3 and gaps[0] > 30 and all(a >= b for a, b in zip(gaps, gaps[1:], strict=False))
+
+
+def test_forks_of_a_history_grow_apart_and_going_back_forgets():
+    history = grown(10, 8)
+    fork = history.fork()
+    fork.forget_after(4)
+    fork.append(past(99))
+    assert len(history) == 10 and sorted(history.snapshots) == [3, 6, 9] and sorted(fork.snapshots) == [3]
+    assert [float(p.latents[0, 0, 0]) for p in fork] == [0, 1, 2, 3, 99]
+    assert [history.newest_snapshot(until) for until in (2, 3, 8, 9)] == [0, 3, 6, 9]
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -64,7 +117,7 @@ def test_without_history_one_cannot_go_back():
     chunk = world.generate("w*4")
     with pytest.raises(WorldError, match="cannot go back 1"):
         world.rewind(1)
-    assert world.reach == 0 and world.index == chunk.index + 1 and not world._snapshots
+    assert world.reach == 0 and world.index == chunk.index + 1 and not world._history.snapshots
     with pytest.raises(WorldError, match="history is a number"):
         small_model().start(picture(), history=-1)
 
@@ -121,7 +174,7 @@ def test_what_is_kept_in_float16_is_what_was_shown():
     play = list(world.stream("w*8 left*8"))
     given = torch.randn(world.last_latents.shape)
     play.append(world.generate_from(given, "d*4"))
-    again, state = world.fork(), model.autoencoder.advance(world._start.latents.float())
+    again, state = world.fork(), model.autoencoder.advance(world._history.start.latents.float())
     again.rewind(5)  # to the start: all that follows is made of what is kept
     for chunk, past in zip(play, world._history, strict=True):
         video, state = model.autoencoder.decode_chunk(past.latents.float(), state)
@@ -138,7 +191,7 @@ def test_what_is_kept_in_float16_is_what_was_shown():
 def test_what_other_models_compute_is_kept_as_it_is(dtype):
     world = with_views(dtype).start(picture(), "a village", seed=2)
     world.step("w*4")
-    assert world._start.latents.dtype == world._history[0].latents.dtype == world.last_latents.dtype == dtype
+    assert world._history.start.latents.dtype == world._history[0].latents.dtype == world.last_latents.dtype == dtype
 
 
 def test_what_is_kept_stays_finite():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import picture, small_model
 
+import worldmodel.history as history_module
 import worldmodel.world as world_module
 from distill.dmd import Condition
 from distill.replay import full_graph_backward, replay_backward
@@ -305,7 +306,7 @@ def frames(chunks):
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize("policy", ["age", "retrieval", "visible"])
 def test_worlds_go_back_apart_and_into_files(policy, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(history_module, "SNAPSHOT_EVERY", 3)
     config = MemoryConfig(2, horizon=7, policy=policy)
     model = small_model(chunk=chunk, memory=config, steps=1)
     world = model.start(picture(), "a village", seed=2)

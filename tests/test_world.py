@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import picture, small_model
 
-import worldmodel.world as world_module
+import worldmodel.history as history_module
 from worldmodel.actions import Action, ActionError, parse_script
 from worldmodel.batch import write_together
 from worldmodel.camera import integrate
@@ -68,15 +68,15 @@ def test_without_a_picture_the_prompt_makes_one(model):
 
 @pytest.mark.parametrize("chunks", [1, 5, 11])
 def test_rewind_is_exact(model, monkeypatch, chunks):
-    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
-    monkeypatch.setattr(world_module, "MAX_SNAPSHOTS", 2)
+    monkeypatch.setattr(history_module, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(history_module, "MAX_SNAPSHOTS", 2)
     world = model.start(picture(), "a village", seed=2)
     first = play(world)
     world.rewind(chunks)
     assert world.index == 11 - chunks
     again = [world.step(c.actions) for c in first[11 - chunks :]]
     assert np.array_equal(frames(again), frames(first[11 - chunks :]))
-    assert len(world._snapshots) <= 2
+    assert len(world._history.snapshots) <= 2
     with pytest.raises(WorldError, match="cannot go back"):
         world.rewind(12)
 
@@ -96,7 +96,7 @@ def test_rewind_across_a_change_of_prompt(model):
 @pytest.mark.parametrize("policy", ["relic", "visible", "retrieval"])
 def test_a_new_prompt_holds_for_what_is_in_the_window_too(policy, monkeypatch):
     """The window's keys and values are those that a pass under the new prompt gives; older ones stay; and all of it comes back exactly."""
-    monkeypatch.setattr(world_module, "SNAPSHOT_EVERY", 3)
+    monkeypatch.setattr(history_module, "SNAPSHOT_EVERY", 3)
     model = small_model(memory=MemoryConfig(2, horizon=7, policy=policy))
     world = model.start(picture(), "a village", seed=2)
     play(world, "w*20")

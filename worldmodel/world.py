@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from worldmodel.batch import encode_camera, finalize_together, generate_together
 from worldmodel.camera import integrate, pose_code
 from worldmodel.camera_view import CameraView, depth_of, next_view
 from worldmodel.chunk import Chunk, MemoryTile, Past, Plan, as_kept
+from worldmodel.history import History, Snapshot
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
 from worldmodel.tone import TOLD, changes_to, next_tone
@@ -32,21 +33,7 @@ if TYPE_CHECKING:
     from worldmodel.model import WorldModel
 
 HISTORY = 1200  # chunks that a world can go back; five minutes of the packaged model
-SNAPSHOT_EVERY = 8  # chunks between two snapshots of the memory, which rewinding starts from; those long ago are kept farther apart
-MAX_SNAPSHOTS = 8
 START_STEPS = 4  # a start picture made from the prompt alone has nothing to go by, and nobody waits for keys yet
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """Where rewinding starts from: the memory, the decoder's state and the last frame after some chunks, and which latent frames a later
-    chunk may look at.
-    """
-
-    memory: dict[str, Tensor]
-    decoder_state: Any
-    recallable: frozenset[int]
-    last_frame: np.ndarray
 
 
 class World:
@@ -62,18 +49,11 @@ class World:
     """
 
     def __init__(self, model: WorldModel, prompt: str, seed: int, first_latent: Tensor | None, history: int | None = HISTORY) -> None:
-        if history is not None and history < 0:
-            raise WorldError(f"history is a number of chunks or None, got {history}.")
         self.model = model
         self.seed = int(seed)
         self._prompt, self._text_of, self._text = prompt, None, None
         self._window_prompt = prompt  # under which the memory's window was written
-        self._limit = history
         self._memory = model.new_memory()
-        self._history: list[Past] = []
-        self._base = 0
-        self._held: list[int] = []  # chunks before `_base` whose latents are still known
-        self._snapshots: dict[int, _Snapshot] = {}
         self._decoder_state: Any = None
         self._pending: Past | None = None
         self._laid = False
@@ -81,9 +61,10 @@ class World:
         with torch.no_grad():
             if first_latent is None:
                 first_latent = as_kept(self._first_latent())
-            self._start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
+            start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
+            self._history = History(start, model.config.chunk, history)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent.to(model.dtype))
-            self._write(self._memory, self._start)
+            self._write(self._memory, start)
         self.first_frame = model.to_frames(video)[0]
         """uint8 [H, W, 3]: the start picture as the model sees it."""
         self._now: np.ndarray | Chunk = self.first_frame  # the last frame, or the chunk that it is in
@@ -114,27 +95,26 @@ class World:
     @property
     def last_latents(self) -> Tensor:
         """Latents [1, C, t, h, w] of the last chunk, or the start picture's repeated to a chunk."""
-        past = self._pending or (self._history[-1] if self._history else None)
-        latents = past.latents if past else self._start.latents.expand(-1, -1, self.model.config.chunk, -1, -1)
+        latents = self._last.latents.expand(-1, -1, self.model.config.chunk, -1, -1)
         return latents.to(self.model.dtype)
 
     @property
     def reach(self) -> int:
         """Chunks that one can go back now."""
-        return 0 if self._limit == 0 else self.index - self._base
+        return 0 if self._history.limit == 0 else self.index - self._history.base
 
     @property
     def path(self) -> list[tuple[int, np.ndarray]]:
         """Moments to which one can go back, and now: (chunks made until then, pose [4, 4])."""
         past = [(i + 1, p) for i, p in enumerate(self._history) if i + 1 >= self.index - self.reach]
-        start = [(0, self._start)] if self.index == self.reach else []
+        start = [(0, self._history.start)] if self.index == self.reach else []
         return [(at, p.poses[-1].copy()) for at, p in [*start, *past] if p.poses is not None]
 
     @property
     def tiles(self) -> list[MemoryTile]:
         """What the next chunk looks back at, in the order of time."""
         chunk = self.model.config.chunk
-        return [MemoryTile(i, -(-i // chunk), *size, self._remembered(i)[1].copy()) for i, *size in self._memory.entries()]
+        return [MemoryTile(i, -(-i // chunk), *size, self._history.latent_frame(i)[1].copy()) for i, *size in self._memory.entries()]
 
     @property
     def memory_bytes(self) -> int:
@@ -143,10 +123,7 @@ class World:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors that this world keeps: memory, snapshots and latents."""
-        snapshots = sum(x.numel() * x.element_size() for s in self._snapshots.values() for x in s.memory.values())
-        pasts = (self._start, *self._history)
-        kept = [x for p in pasts for x in (p.latents, p.inverse_depth, p.last_step and p.last_step.latents) if x is not None]
-        return self._memory.num_bytes + snapshots + sum(x.numel() * x.element_size() for x in kept)
+        return self._memory.num_bytes + self._history.num_bytes
 
     @property
     def memory_tokens(self) -> int:
@@ -169,7 +146,7 @@ class World:
     def actions(self) -> np.ndarray:
         """Everything done so far: float32 [frames, 13], the start picture's static action first."""
         past = [*self._history, *([self._pending] if self._pending else [])]
-        return np.concatenate([self._start.actions, *(p.actions for p in past)])
+        return np.concatenate([self._history.start.actions, *(p.actions for p in past)])
 
     # -- playing -----------------------------------------------------------------------------------------------------------
     def step(self, actions: Action | Iterable[Action] | np.ndarray | str) -> Chunk:
@@ -254,28 +231,28 @@ class World:
         self.finalize()
         self._wait_for_decoder()
         if not 0 < chunks <= self.reach:
-            kept = "" if self._base == 0 else f" and keeps the last {self.reach} of them"
+            kept = "" if self._history.base == 0 else f" and keeps the last {self.reach} of them"
             raise WorldError(f"This world has {self.index} chunks{kept}, it cannot go back {chunks}.")
         keep = len(self._history) - chunks
-        at = max((at for at in self._snapshots if at <= keep), default=0)
+        at = self._history.newest_snapshot(keep)
         memory = self.model.new_memory()
         if at:
-            memory.load_state_dict(self._snapshots[at].memory)
-            decoder_state, frame = self._snapshots[at].decoder_state, self._snapshots[at].last_frame
+            snapshot = self._history.snapshots[at]
+            memory.load_state_dict(snapshot.memory)
+            decoder_state, frame = snapshot.decoder_state, snapshot.last_frame
         else:
-            self._write(memory, self._start)
-            decoder_state, frame = self._advance(self._start), self.first_frame
+            self._write(memory, self._history.start)
+            decoder_state, frame = self._advance(self._history.start), self.first_frame
         for i in range(at, keep):
             yield
-            if self._history[i].prompt != self._prompt_before(i):
+            if self._history[i].prompt != self._history.before(i).prompt:
                 self._rewrite_window(memory, i, self._history[i].prompt)
             self._write(memory, self._history[i])
         yield
         decoder_state, frame = self._decode(self._history[at:keep], decoder_state, frame)
         self._memory, self._decoder_state, self._now = memory, decoder_state, frame
-        self._prompt, self._window_prompt = self._history[keep].prompt, self._prompt_before(keep)
-        del self._history[keep:]
-        self._snapshots = {at: s for at, s in self._snapshots.items() if at <= keep}
+        self._prompt, self._window_prompt = self._history[keep].prompt, self._history.before(keep).prompt
+        self._history.forget_after(keep)
 
     def fork(self) -> World:
         """An independent copy that shares no changing state."""
@@ -283,8 +260,7 @@ class World:
         other = copy.copy(self)
         other._memory = self.model.new_memory()
         other._memory.load_state_dict(self._memory.state_dict())
-        other._history, other._held = list(self._history), list(self._held)
-        other._snapshots = dict(self._snapshots)
+        other._history = self._history.fork()
         return other
 
     # -- files -------------------------------------------------------------------------------------------------------------
@@ -295,23 +271,23 @@ class World:
         """
         self.finalize()
         self._wait_for_decoder()
-        now, base = len(self._history), self._base
+        past = self._history
+        now, base = len(past), past.base
         if history is not None:
-            base = max((at for at in (*self._snapshots, now) if at <= now - history), default=base)
-        snapshot = None if base == 0 else self._snapshot() if base == now else self._snapshots[base]
-        recallable = snapshot.recallable if base else frozenset()
-        held = [i for i in (*self._held, *range(self._base, now)) if i >= base or not recallable.isdisjoint(self._latent_frames(i))]
+            base = now if history == 0 else max(base, past.newest_snapshot(now - history))
+        snapshot = None if base == 0 else self._snapshot() if base == now else past.snapshots[base]
+        held = [*past.looked_at([*past.held, *range(past.base, base)], snapshot.recallable if base else frozenset()), *range(base, now)]
         tensors = {f"memory.{k}": v for k, v in self._memory.state_dict().items()}
         if base:
             tensors |= {f"decoder.{k}": v for k, v in pack(snapshot.decoder_state).items()}
             shared = {id(v) for v in tensors.values()}  # what a memory keeps aside is the same now and then
             tensors |= {f"base.memory.{k}": v for k, v in snapshot.memory.items() if id(v) not in shared} if base < now else {}
             tensors["base_frame"] = torch.from_numpy(snapshot.last_frame)
-        tensors |= pack_pasts(self._start, {i: self._history[i] for i in held}) | {"actions": torch.from_numpy(self.actions)}
-        prompts = [p.prompt for p in self._history]
+        tensors |= pack_pasts(past.start, {i: past[i] for i in held}) | {"actions": torch.from_numpy(self.actions)}
+        prompts = [p.prompt for p in past]
         meta = {
             "format": FILE_FORMAT, "model": self.model.fingerprint, "seed": self.seed, "prompt": self._prompt, "base": base,
-            "memory": self.model.config.memory.policy, "start_prompt": self._start.prompt,
+            "memory": self.model.config.memory.policy, "start_prompt": past.start.prompt,
             "prompts": [(i, p) for i, p in enumerate(prompts) if i == 0 or p != prompts[i - 1]],
         }  # fmt: skip
         return WorldState(tensors, meta, note or {})
@@ -331,23 +307,21 @@ class World:
         """The world of which `state` was taken, with its own `history` from now on."""
         tensors, meta, base = state.tensors, state.meta, state.meta["base"]
         world = cls(model, meta["start_prompt"], meta["seed"], tensors["latents"][:, :, :1].to(model.device, copy=True), history)
-        before = world._start
+        kept = world._history
         for past in state.pasts(model, world._depth_of):
-            before = replace(past, tone=world._tone_after(before, past.prompt))
-            world._history.append(before)
-        world._held = [i for i in tensors["held"].tolist() if i < base]
-        world._base, world._prompt, world._window_prompt = base, meta["prompt"], world._prompt_before(len(world._history))
+            kept.append(replace(past, tone=world._tone_after(kept.last, past.prompt)))
+        kept.base, kept.held = base, [i for i in tensors["held"].tolist() if i < base]
+        world._prompt, world._window_prompt = meta["prompt"], kept.last.prompt
         if base:
             world._memory.load_state_dict(state.part("memory") | state.part("base.memory"))
             world._decoder_state = unpack(state.part("decoder"), model.device)
             world._now = tensors["base_frame"].numpy()
             if history != 0:
-                world._snapshots[base] = world._snapshot()
+                kept.snapshots[base] = world._snapshot()
         else:
-            world._decoder_state = world._advance(world._start)
+            world._decoder_state = world._advance(kept.start)
         world._memory.load_state_dict(state.part("memory"))
-        after = world._history[base:]
-        world._decoder_state, world._now = world._decode(after, world._decoder_state, world.last_frame)
+        world._decoder_state, world._now = world._decode(kept[base:], world._decoder_state, world.last_frame)
         return world
 
     # -- for `worldmodel.batch`: a step in pieces ----------------------------------------------------------------------------
@@ -401,10 +375,9 @@ class World:
         """The pending chunk is in the memory now."""
         self._history.append(self._pending)
         self._pending = None
-        if len(self._history) % SNAPSHOT_EVERY == 0 and self._limit != 0:
-            self._snapshots[len(self._history)] = self._snapshot()
-            self._thin_snapshots()
-        self._let_go()
+        if self._history.wants_snapshot:
+            self._history.add_snapshot(self._snapshot())
+        self._history.let_go(self._memory.recallable)
 
     def text_context(self, prompt: str | None = None) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention keys and values of each block under `prompt`, or the present one."""
@@ -451,24 +424,24 @@ class World:
         if not config.view_focal:
             return None
         to = dict(device=self.model.device, dtype=self.model.dtype)
-        latents, ends, depths = zip(*(self._remembered(i) for i in memory.remembered()), strict=True)
+        latents, ends, depths = zip(*(self._history.latent_frame(i) for i in memory.remembered()), strict=True)
         index = torch.tensor(memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
         latents, depths = torch.cat(latents, 2).to(**to), torch.cat(depths, 1).to(**to)
-        change = changes_to(tone, [self._past_of(i)[0].tone for i in memory.remembered()])
+        change = changes_to(tone, [self._history.chunk_of(i)[0].tone for i in memory.remembered()])
         change = None if change is None else torch.from_numpy(change)[None].to(**to)
         return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths, change)
 
     @property
     def _last(self) -> Past:
         """The chunk before the next one."""
-        return self._pending or (self._history[-1] if self._history else self._start)
+        return self._pending or self._history.last
 
     def _tone_after(self, before: Past, prompt: str) -> np.ndarray | None:
         """The tone of a chunk under `prompt` after another; None as long as no prompt but the first has held."""
-        if not self.model.transformer.config.view_focal or (before.tone is None and prompt == self._start.prompt):
+        if not self.model.transformer.config.view_focal or (before.tone is None and prompt == self._history.start.prompt):
             return None
-        return next_tone(before.tone, TOLD * (self.model.tone(prompt) - self.model.tone(self._start.prompt)))
+        return next_tone(before.tone, TOLD * (self.model.tone(prompt) - self.model.tone(self._history.start.prompt)))
 
     @torch.no_grad()
     def _depth_of(self, latents: Tensor, view: CameraView | None = None) -> Tensor | None:
@@ -478,26 +451,12 @@ class World:
         by_latent = latents[0].transpose(0, 1).to(self.model.dtype)  # t C h w
         return as_kept(depth_of(self.model.autoencoder, by_latent) if view is None else view.depth_of(by_latent))[None]
 
-    def _remembered(self, index: int) -> tuple[Tensor, np.ndarray, Tensor | None]:
-        """Latent frame `index` [1, C, 1, h, w], and pose [4, 4] and inverse depth [1, 1, k, l] of its last video frame."""
-        past, k = self._past_of(index)
-        return past.latent_frame(k)
-
-    def _past_of(self, index: int) -> tuple[Past, int]:
-        """The chunk that latent frame `index` is in, and which of its own it is."""
-        chunk = self.model.config.chunk
-        return (self._history[(index - 1) // chunk], (index - 1) % chunk) if index else (self._start, 0)  # a chunk of its own
-
     def _write(self, memory: CompressedMemory, past: Past) -> None:
         view = None
         if past.last_step is not None:
             look(memory, past.poses, past.latents.shape[2])
             view = self._view(memory, past.poses, past.tone)
         write_together(self.model, [memory], [past], [self.text_context(past.prompt)], view)
-
-    def _prompt_before(self, chunk: int) -> str:
-        """Under which the chunk before `chunk` was made."""
-        return self._history[chunk - 1].prompt if chunk else self._start.prompt
 
     def _refresh_window(self) -> None:
         """After another prompt was set. In a copy, so that nothing has changed when it fails."""
@@ -514,7 +473,7 @@ class World:
         count = min(window // chunk, until)
         again = self._history[until - count : until]
         if count == until and 1 + count * chunk <= window:
-            again = [self._start, *again]
+            again = [self._history.start, *again]
         memory.forget_newest(sum(past.latents.shape[2] for past in again))
         for past in again:
             self._write(memory, replace(past, prompt=prompt))
@@ -532,37 +491,5 @@ class World:
         video, state = self.model.autoencoder.decode_chunk(chunks[-1].latents.to(self.model.dtype), state)
         return state, self.model.to_frames(video)[-1]
 
-    def _snapshot(self) -> _Snapshot:
-        return _Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame.copy())
-
-    def _thin_snapshots(self) -> None:
-        """Keep few snapshots: the older, the sparser. A rewind to between two replays the chunks from the one before."""
-        at = [a for a in sorted(self._snapshots) if a > self._base]
-        while len(at) > MAX_SNAPSHOTS:
-            age = {a: at[-1] - a + SNAPSHOT_EVERY for a in at}
-            gaps = {b: (c - a) / age[b] for a, b, c in zip([self._base, *at[:-2]], at[:-1], at[1:], strict=True)}
-            out = min(gaps, key=gaps.get)
-            del self._snapshots[out]
-            at.remove(out)
-
-    def _let_go(self) -> None:
-        """Drop the latents of chunks to which one cannot go back any more, unless the memory still refers to them."""
-        now = len(self._history)
-        if self._limit is None:
-            return
-        base = now if self._limit == 0 else max((at for at in self._snapshots if at <= now - self._limit), default=0)
-        if base <= self._base:
-            return
-        recallable = frozenset(self._memory.recallable()) if self._limit == 0 else self._snapshots[base].recallable
-        candidates, self._held = [*self._held, *range(self._base, base)], []
-        for i in candidates:
-            if recallable.isdisjoint(self._latent_frames(i)):
-                self._history[i] = replace(self._history[i], latents=None, poses=None, inverse_depth=None, last_step=None)
-            else:
-                self._held.append(i)
-        self._base = base
-        self._snapshots = {at: s for at, s in self._snapshots.items() if at >= base}
-
-    def _latent_frames(self, chunk: int) -> range:
-        """Numbers of the latent frames of a chunk; the start picture's is 0."""
-        return range(1 + chunk * self.model.config.chunk, 1 + (chunk + 1) * self.model.config.chunk)
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self._memory.state_dict(), self._decoder_state, frozenset(self._memory.recallable()), self.last_frame.copy())
