@@ -21,6 +21,7 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
 from worldmodel.configs import MEMORY_NAMES  # noqa: E402
+from worldmodel.model_settings import ModelSettings, load_model  # noqa: E402
 from worldmodel.runtime import RuntimeConfig, RuntimeSwitchError, add_arguments, from_arguments  # noqa: E402
 from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
 from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
@@ -122,13 +123,11 @@ def build_app(model: Any, settings: ServerSettings | None = None) -> FastAPI:
     )
 
 
-def load_model(name: str) -> Any:
-    """`WorldModel.from_pretrained(name)`, saying what goes on."""
-    print(f"Loading the model {name!r} ...", flush=True)
+def load(settings: ModelSettings, runtime: RuntimeConfig) -> Any:
+    """The model that the settings name, saying what goes on."""
+    print(f"Loading the model {settings.name!r} ...", flush=True)
     begun = time.monotonic()
-    from worldmodel import WorldModel  # slow to import: the arguments are checked before
-
-    model = WorldModel.from_pretrained(name)
+    model = load_model(settings, runtime)
     height, width = model.size
     print(f"Loaded in {time.monotonic() - begun:.1f} s: {width} x {height} pixels, {model.fps:g} frames a second.", flush=True)
     return model
@@ -168,11 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with listen(args.host, args.port) as listener:
             try:
-                model = load_model(args.model)
-                if (runtime := from_arguments(args)) != RuntimeConfig():
-                    model.use_runtime(runtime)
-                if args.memory is not None:
-                    model = model.with_memory(model.config.memory.named(args.memory))
+                model = load(ModelSettings(args.model, args.memory), from_arguments(args))
             except (OSError, ValueError, RuntimeSwitchError) as error:
                 raise SystemExit(str(error)) from None
             app = build_app(model, server_settings(args))

@@ -103,7 +103,7 @@ import sys
 sys.path[:0] = [{here!r}, {root!r}]
 import app
 from test_operations import SavingModel
-app.load_model = lambda name: SavingModel({folder!r}, size=(32, 48))
+app.load_model = lambda *_: SavingModel({folder!r}, size=(32, 48))
 sys.exit(app.main(["--port", "{port}", "--save-worlds", {folder!r} + "/worlds"]))
 """
 
@@ -135,6 +135,6 @@ def test_sigterm_saves_worlds_and_exits_cleanly(tmp_path):
     finally:
         server.kill()
         output = server.communicate()[0]
-    assert output.endswith("Stopped.\n")
+    assert output.startswith("Loading the model 'tiny' ...\nLoaded in ") and "48 x 32 pixels" in output and output.endswith("Stopped.\n")
     (saved,) = (tmp_path / "worlds").glob("*.world")
     assert json.loads(saved.read_text())["actions"] >= 4 * (chunk + 1), "everything that was shown was saved"
