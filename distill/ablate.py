@@ -135,7 +135,6 @@ def with_code(made: TinyAutoencoder, known: TinyAutoencoder, scale: float = 1.0)
         made.linear_encoder.weight.copy_(known.linear_encoder.weight[:n])
         made.linear_encoder.bias.copy_(known.linear_encoder.bias[:n])
         made.code_gain.copy_(known.code_gain[:n])
-        made.mean_colours.copy_(known.mean_colours)
     made.set_latent_statistics(known.latents_mean[:, :n].flatten(), known.latents_std[:, :n].flatten() * scale)
     return made
 

@@ -122,7 +122,6 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
             nn.init.zeros_(self.refine_out.bias)
         self.depth = PictureDepth(tuple(depth_widths)) if depth_widths else None
         self.register_buffer("code_gain", 1 / self.linear_encoder.weight.detach().flatten(1).square().sum(1))
-        self.register_buffer("mean_colours", torch.zeros(pixels))
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
 
@@ -135,11 +134,11 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     def _synthesise(self, latents: Tensor, frames: slice = slice(None)) -> Tensor:
         """Pixels of raw latents [N, C, h, w], of some of the group's channels: the transposed code"""
         weight = self.linear_encoder.weight[:, frames].flatten(1)
-        pixels = torch.einsum("nchw,cp->nphw", latents * self.code_gain[:, None, None], weight)
-        return F.pixel_shuffle(pixels, self.spatial_stride) + self.mean_colours[frames][:, None, None]
+        components = (latents - self.linear_encoder.bias[:, None, None]) * self.code_gain[:, None, None]
+        return F.pixel_shuffle(torch.einsum("nchw,cp->nphw", components, weight), self.spatial_stride)
 
     def encode_groups(self, groups: Tensor) -> Tensor:
-        return self._analyse(groups) + self.linear_encoder.bias[:, None, None]
+        return self._analyse(groups.to(self.linear_encoder.weight)) + self.linear_encoder.bias[:, None, None]
 
     def decode_groups(self, latents: Tensor, previous: Tensor) -> Tensor:
         picture = self._synthesise(latents)
@@ -172,15 +171,6 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         """As `VideoAutoencoder.encode`; with `grouped`, video [B, 3, 4, H, W] is one group from the middle of a stream."""
         raw = self.encode_groups(video.flatten(1, 2)).unsqueeze(2) if grouped else self.encode_raw(video)
         return (raw - self.latents_mean) / self.latents_std
-
-    def patch_pixels(self, latents: Tensor) -> Tensor:
-        """Pixels [M, P] of single latents [M, C] by the linear code alone; P = 3 * 4 * 16 * 16, as `pixel_unshuffle` orders them"""
-        raw = latents * self.latents_std.flatten() + self.latents_mean.flatten()
-        return (raw * self.code_gain) @ self.linear_encoder.weight.flatten(1) + self.mean_colours.repeat_interleave(self.spatial_stride**2)
-
-    def patch_change(self, pixels: Tensor) -> Tensor:
-        """By how much single latents [M, C] change when their pixels change by `pixels` [M, P]"""
-        return pixels @ self.linear_encoder.weight.flatten(1).T / self.latents_std.flatten()
 
     def linear_frames(self, latents: Tensor) -> Tensor:
         """Four video frames [B, 3, 4, H, W] of one latent frame [B, C, h, w], by the linear code alone"""
@@ -243,7 +233,6 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         self.linear_encoder.weight.copy_(analysis.reshape(self.linear_encoder.weight.shape))
         self.linear_encoder.bias.copy_(-(analysis @ mean))
         self.code_gain.copy_(scale**2)
-        self.mean_colours.copy_(mean.view(len(self.mean_colours), -1).mean(1))
 
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Fix the normalisation of latents, per channel [C]; saved with the weights."""
