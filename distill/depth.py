@@ -1,9 +1,9 @@
 """How far away what a picture shows is: trains an autoencoder's `PictureDepth`, for camera views.
 
 Pictures with exact depth are cheap, unlike video: random walks through many scenes, one picture in eight. They are seen as a
-remembered picture would be: through the linear code most of the time (where depth is looked for in averages over several pixels the code
-leaves no trace, so there they are not), blurred some of the time, since a model's own pictures are soft, recoloured and mirrored. The loss is the absolute error of ``log(1/z + FAR)``, of it and of its differences between neighbours, so
-that edges come out as edges.
+remembered picture would be: through the linear code most of the time (where depth is looked for in averages over several pixels the
+code leaves no trace, so there they are not), blurred some of the time, since a model's own pictures are soft, recoloured and mirrored.
+The loss is the absolute error of ``log(1/z + FAR)``, of it and of its differences between neighbours, so that edges come out as edges.
 
     python -m distill.depth --model worldmodel/weights/tiny --out runs/depth --minutes 20     # the same command goes on
 

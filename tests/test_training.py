@@ -22,8 +22,8 @@ from distill.train import main as train_main
 from distill.train import train_models
 from distill.trainer import Deadline, Trainer, generator, schedule
 from worldmodel.camera import pose_code, relative_to_first
-from worldmodel.camera_view import look_up, pixel_rays, relative
 from worldmodel.memory import MemoryConfig
+from worldmodel.projection import look_up, pixel_rays, relative
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 

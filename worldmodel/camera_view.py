@@ -7,14 +7,13 @@ things are is told by the autoencoder's depth (`worldmodel.depth`), once for eac
 
 Which pictures: first the last one, then those that add most to what can be seen from the new pose (`choose_pictures`). A picture
 made long after the start has been looked up many times over, and one taken from far away shows other sides of things, so both count
-less (`quality`); that is why looking back at the start shows the start picture again.
+less (`quality`); that is why looking back at the start shows the start picture again. What none of them shows is guessed (`mirrors`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
 from worldmodel.depth import FINEST
+from worldmodel.mirrors import Mirrors
+from worldmodel.projection import fill, look_up, pixel_rays, relative, rotation_and_position, splat
 from worldmodel.tone import BANDS
 
 CELLS = 4
@@ -31,69 +32,30 @@ USUAL = 0.02
 """Inverse depth at which it is judged what a picture shows."""
 FADES, FADED = 0.98, 80
 """Quality that a picture keeps for every latent frame between the start and it, and after how many it fades no more."""
-FAR_AWAY = 128.0
+FAR_AWAY = 512.0
 """Steps between two places at which the picture of one is half as good for the other."""
-SHARPER = 8.0
+SHARPER = 24.0
 """Power of the quality by which pictures are weighed where several reach."""
-GUESSED = 0.6
-"""Trust in what no picture shows: there a view continues what is at its edge, which is cleaner than a small model's mean of all that may
-be there, and no further from the truth."""
-ALIKE = 1e-3
-"""Trust within a latent that differs by no more is the same."""
 ASTRAY = 2.0
 """Pixels, of pictures as fine as depth is looked for in, by which a look-up may go astray for what is there being elsewhere; at twice that
 it shows something else."""
 
 
-def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
-    """Pose codes [..., 9] (`camera.pose_code`) -> camera-to-world rotation [..., 3, 3] and position [..., 3]"""
-    x, y = code[..., 3:6], code[..., 6:9]
-    return torch.stack([x, y, torch.linalg.cross(x, y)], -1), code[..., :3]
-
-
-def relative(here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn [..., 3, 3] and move [..., 3] that take the camera `there` into the axes of the camera `here`; pose codes [..., 9]"""
-    from_world, origin = rotation_and_position(here)
-    to_world, position = rotation_and_position(there)
-    move = ((position - origin).unsqueeze(-2) @ from_world).squeeze(-2)
-    return from_world.transpose(-1, -2) @ to_world, move
-
-
-@lru_cache(maxsize=16)
-def pixel_rays(size: tuple[int, int], focal: float, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Directions [H*W, 3] through the pixels' centres, OpenCV axes, z = 1; `focal` is fx / W, pixels are square."""
-    height, width = size
-    f = focal * width
-    y, x = torch.meshgrid(torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2, indexing="ij")
-    return torch.stack([x / f, y / f, torch.ones_like(x)], -1).flatten(0, 1).to(device, dtype)
-
-
-def look_up(
-    rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, whether inside it [..., P], and how far
-    away from that one what they show is, as a share of its distance here [..., P].
-
-    `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `inverse_depth` a number or [..., 1, P], `aspect` width over height.
-    """
-    there = turn @ rays.T  # by axis, so that memory is read in one piece; changed in place, as nearly all of the time is memory's
-    there += inverse_depth * move.unsqueeze(-1)
-    x, y, z = there.unbind(-2)
-    scale = 2 * focal / z.clamp_min(0.05)
-    x *= scale
-    y *= scale.mul_(aspect)
-    return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05), z
+def fading(here: Tensor, there: Tensor, index: Tensor) -> Tensor:
+    """The quality [N, S] of pictures, which fades with `index` [S], latent frames from the start, and with distance; pose codes `here`
+    [N, S, 9] of the pictures and `there` [N, 9]."""
+    _, move = relative(here, there.unsqueeze(1))
+    return FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)
 
 
 def shown(here: Tensor, there: Tensor, index: Tensor, rays: Tensor, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
     """With what quality pictures show the places that rays [P, 3] from new poses meet: [N, S, P], 0 where they do not; and the
-    quality [N, S] of each, which fades with `index` [S], latent frames from the start, and with distance.
+    quality [N, S] of each (`fading`).
 
     Pose codes `here` [N, S, 9] of the pictures and `there` [N, 9]; `aspect` is a picture's width over its height.
     """
-    turn, move = relative(here, there.unsqueeze(1))
-    quality = FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)  # N S
-    _, inside, _ = look_up(rays, turn, move, USUAL, focal, aspect)
+    quality = fading(here, there, index)
+    _, inside, _ = look_up(rays, *relative(here, there.unsqueeze(1)), USUAL, focal, aspect)
     return inside * quality.unsqueeze(-1), quality
 
 
@@ -130,47 +92,6 @@ def choose_pictures(
 
 
 # -- the view --------------------------------------------------------------------------------------------------------------
-def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tuple[Tensor, Tensor]:
-    """What is how far away from where the camera goes: each picture's points, as they fall into the new picture, the nearest in front.
-
-    Args:
-        turn, move: [M, 3, 3] and [M, 3], `relative`'s of a picture `here` and the wanted frame `there`.
-        inverse_depth: [M, h, w] of the pictures, 1/steps.
-
-    Returns:
-        inverse depth [M, h, w] from the new pose, and where there is any [M, h, w]; gaps of one place between points are closed.
-    """
-    m, height, width = inverse_depth.shape
-    rays = pixel_rays((height, width), focal, str(inverse_depth.device), inverse_depth.dtype)
-    near = inverse_depth.flatten(1)
-    x, y, z = (turn.transpose(1, 2) @ (rays.T - near.unsqueeze(1) * move.unsqueeze(2))).unbind(1)  # M hw
-    scale = focal * width / z.clamp_min(0.05)
-    column, row = (x * scale + width / 2).floor(), (y * scale + height / 2).floor()
-    inside = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    place = torch.where(inside, row * width + column, height * width).long()  # one place more for what falls outside
-    out = near.new_full((m, height * width + 1), -1.0).scatter_reduce_(1, place, near / z.clamp_min(0.05), "amax")
-    out = out[:, :-1].unflatten(1, (height, width))
-    wider = F.max_pool2d(out, 3, 1, 1)
-    there_is = F.max_pool2d((wider < 0).to(out), 3, 1, 1) == 0  # gaps closed, while edges stay where they were
-    return torch.where(out < 0, wider, out).clamp_min(0), there_is
-
-
-def fill(values: Tensor, weight: Tensor) -> Tensor:
-    """Values [M, h, w] where weight [M, h, w] is above 0, and elsewhere what is around, averaged over ever larger squares"""
-    sums, total = (values * weight).unsqueeze(1), weight.unsqueeze(1)
-    levels = []
-    while True:
-        levels.append((sums, total))
-        if min(sums.shape[-2:]) < 2:
-            break
-        sums, total = F.avg_pool2d(sums, 2, ceil_mode=True), F.avg_pool2d(total, 2, ceil_mode=True)
-    found = sums / total.clamp_min(1e-9)
-    for sums, total in reversed(levels[:-1]):
-        found = F.interpolate(found, sums.shape[-2:], mode="bilinear")
-        found = torch.where(total > 0, sums / total.clamp_min(1e-9), found)
-    return found.squeeze(1)
-
-
 class CameraView:
     """K pictures as they look in the next `TEMPORAL_STRIDE` frames.
 
@@ -184,21 +105,19 @@ class CameraView:
         here, there: pose codes [N, K, 9] of the pictures and [N, 4, 9] of the frames wanted.
         quality: [N, K], how much each picture counts where several reach.
         focal: focal length over picture width.
+        mirrors: what is shown where no picture reaches; otherwise what is at the edge goes on.
 
     Attributes:
         frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
         known: [N, 4, h', w'], with what quality, as finely as depth is told; 0 where no picture shows it.
-        trust: [N, 4, H, W] in `GUESSED`..1, how far the frames are to be taken for the truth, however old the pictures.
         latents: [N, C, h, w] of `frames`.
-        trusted: [N, h, w], the least trust within each latent; `mixed` (n, y, x) [M] are those in which it is not the same everywhere, and
-            `mixed_pixels`, `mixed_trust` [M, P] what those have (`TinyAutoencoder.patch_pixels`).
         inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
 
     @torch.no_grad()
     def __init__(
         self, autoencoder: TinyAutoencoder, pictures: Tensor, inverse_depth: Tensor, here: Tensor, there: Tensor, quality: Tensor,
-        focal: float,
+        focal: float, mirrors: Mirrors | None = None,
     ) -> None:  # fmt: skip
         self.autoencoder = autoencoder
         n, k = pictures.shape[:2]
@@ -212,8 +131,13 @@ class CameraView:
         seen, there_is = (x.unflatten(0, (n, k, t)) for x in splat(turn.flatten(0, 2), move.flatten(0, 2), points, focal))
         counts = there_is * weight
         total = counts.sum(1)
-        near = fill(((seen * counts).sum(1) / total.clamp_min(1e-9)).flatten(0, 1), (total > 0).to(seen).flatten(0, 1))
-        self.inverse_depth, self.measured = near.unflatten(0, (n, t))[:, -1], total[:, -1] > 0
+        near, there_is = (seen * counts).sum(1) / total.clamp_min(1e-9), total > 0
+        if mirrors is not None:
+            mirrored = mirrors.stand(there_is[:, -1], fill(near[:, -1], there_is[:, -1].to(near)))
+            near, there_is = mirrored.depth(near, there_is)
+        self.measured = there_is[:, -1]
+        near = fill(near.flatten(0, 1), there_is.to(near).flatten(0, 1))
+        self.inverse_depth = near.unflatten(0, (n, t))[:, -1]
 
         # what the pictures have where they are looked up: as finely as depth is told
         def found(values: Tensor, where: Tensor) -> Tensor:
@@ -232,25 +156,16 @@ class CameraView:
         # every pixel, from the pictures that show it
         if size != (height, width):
             rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
-            finer = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, 1, height * width)
-            where = look_up(rays, turn, move, finer, focal, width / height)[0].view(n * k, t * height, width, 2)
+            finer = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, height * width)
+            where = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)[0].view(n * k, t * height, width, 2)
             shows = F.interpolate(shows.flatten(0, 1), (height, width), mode="bilinear").view(n, k, t, height, width)
         weight = shows * quality[:, :, None, None, None] ** SHARPER
         weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
         frames = found(pictures, where).view(n, k, 3, t, height, width)
         self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
-        self.trust = shows.amax(1).clamp_min(GUESSED)
+        if mirrors is not None:
+            mirrored.paint(self.frames, shows.amax(1) == 0, rays, finer.squeeze(1))
         self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
-        self._find_mixed()
-
-    def _find_mixed(self) -> None:
-        """Which latents have pixels that are not all trusted alike, and those pixels"""
-        stride = self.autoencoder.spatial_stride
-        self.trusted = -F.max_pool2d(-self.trust.amin(1), stride)
-        n, y, x = self.mixed = torch.nonzero(F.max_pool2d(self.trust.amax(1), stride) - self.trusted > ALIKE, as_tuple=True)
-        patches = torch.cat([self.frames, self.trust.unsqueeze(1)], 1).unflatten(4, (-1, stride)).unflatten(3, (-1, stride))
-        patches = patches[n, :, :, y, :, x]  # M 3+1 4 stride stride
-        self.mixed_pixels, self.mixed_trust = patches[:, :3].flatten(1), patches[:, 3:].expand(-1, 3, -1, -1, -1).flatten(1)
 
     def depth_of(self, latents: Tensor) -> Tensor:
         """Inverse depth [N, k, l] of the last pictures of new latent frames [N, C, h, w]: carried over where pictures' points gave it, so
@@ -261,9 +176,8 @@ class CameraView:
     def together(cls, views: Sequence[CameraView]) -> CameraView:
         """The views of several sequences as one, in their order."""
         joined = copy.copy(views[0])
-        for name in ("frames", "known", "trust", "latents", "inverse_depth", "measured"):
+        for name in ("frames", "known", "latents", "inverse_depth", "measured"):
             setattr(joined, name, torch.cat([getattr(view, name) for view in views]))
-        joined._find_mixed()
         return joined
 
 
@@ -309,12 +223,10 @@ def next_view(
         return None
     t, s = there.shape[1] // TEMPORAL_STRIDE, latents.shape[2]
     there = there.unflatten(1, (t, TEMPORAL_STRIDE)).flatten(0, 1)
-    size = tuple(n * autoencoder.spatial_stride for n in latents.shape[-2:])
     here = here.repeat_interleave(t, dim=0)
     last = torch.full((len(here),), s - 1, device=here.device)
     allowed = torch.ones(len(here), s, dtype=torch.bool, device=here.device)
-    picks, quality = choose_pictures(here, there[:, -1], index.to(here.device), allowed, last, min(pictures, s), focal, size)
-    return _view(autoencoder, latents, here, there, picks, quality, focal, inverse_depth, change)
+    return _view(autoencoder, latents, here, there, index.to(here.device), allowed, last, pictures, focal, inverse_depth, change)
 
 
 def start_view(autoencoder: TinyAutoencoder, start: Tensor, poses: Tensor, focal: float) -> CameraView | None:
@@ -339,27 +251,31 @@ def sequence_view(
     allowed = torch.stack([memory.remembers(index, int(c) + 1, chunk) for c in before])  # wanted t
     here = poses[:, : TEMPORAL_STRIDE * t : TEMPORAL_STRIDE].repeat_interleave(len(wanted), dim=0)
     there = poses[:, 1:].unflatten(1, (t, TEMPORAL_STRIDE))[:, wanted].flatten(0, 1)
-    size = tuple(n * autoencoder.spatial_stride for n in latents.shape[-2:])
-    count = min(pictures, t)
-    picks, quality = choose_pictures(here, there[:, -1], index, allowed.repeat(b, 1), before.repeat(b), count, focal, size)
-    return _view(autoencoder, latents, here, there, picks, quality, focal)
+    return _view(autoencoder, latents, here, there, index, allowed.repeat(b, 1), before.repeat(b), pictures, focal)
 
 
 @torch.no_grad()
 def _view(
-    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, picks: Tensor, quality: Tensor, focal: float,
-    inverse_depth: Tensor | None = None, change: Tensor | None = None,
+    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, allowed: Tensor, last: Tensor, pictures: int,
+    focal: float, inverse_depth: Tensor | None = None, change: Tensor | None = None,
 ) -> CameraView:  # fmt: skip
-    """`picks` [B*t, K] among latents [B, C, S, h, w] with pose codes `here` [B*t, S, 9]"""
+    """The views from `there` [N, 4, 9] of the pictures that `choose_pictures` takes, and of their mirrors."""
+    size = tuple(n * autoencoder.spatial_stride for n in latents.shape[-2:])
+    picks, quality = choose_pictures(here, there[:, -1], index, allowed, last, min(pictures, here.shape[1]), focal, size)
     row = torch.arange(len(latents), device=picks.device).repeat_interleave(len(picks) // len(latents))
-    which, at = (row[:, None] * latents.shape[2] + picks).unique(return_inverse=True)  # each latent frame once
-    pictures = autoencoder.last_picture(latents.transpose(1, 2).flatten(0, 1)[which])
-    depth = autoencoder.inverse_depth(pictures).squeeze(1) if inverse_depth is None else inverse_depth.flatten(0, 1)[which]
-    if change is not None:
-        codes = here.unflatten(0, (len(latents), -1))[:, 0].flatten(0, 1)[which]
-        pictures = toned(pictures, change.flatten(0, 1)[which], codes, focal)
-    here = here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
-    return CameraView(autoencoder, pictures[at], depth[at], here, there, quality, focal)
+
+    def remembered(picks: Tensor) -> tuple[Tensor, Tensor]:
+        which, at = (row[:, None] * latents.shape[2] + picks).unique(return_inverse=True)  # each latent frame once
+        shots = autoencoder.last_picture(latents.transpose(1, 2).flatten(0, 1)[which])
+        depth = autoencoder.inverse_depth(shots).squeeze(1) if inverse_depth is None else inverse_depth.flatten(0, 1)[which]
+        if change is not None:
+            codes = here.unflatten(0, (len(latents), -1))[:, 0].flatten(0, 1)[which]
+            shots = toned(shots.to(codes), change.flatten(0, 1)[which], codes, focal)
+        return shots.to(here)[at], depth.to(here)[at]
+
+    mirrors = Mirrors(here, there, index, allowed, fading(here, there[:, -1], index) ** SHARPER, focal, size[1] / size[0], remembered)
+    chosen = here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
+    return CameraView(autoencoder, *remembered(picks), chosen, there, quality, focal, mirrors)
 
 
 def to_patches(latents: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -402,19 +318,5 @@ class ViewBlend(nn.Module):
         return self.enter(shown) + self.enter_reach(reach)
 
     def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
-        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the view's frames where they are known.
-
-        The code is linear and a projection: where a latent's pixels are all trusted alike, the change of pixels is the same share of that
-        of the latent. Where they are not, at the edges of what pictures show, it is taken in pixels.
-        """
-        grid = tuple(n // p for n, p in zip(view.latents.shape[-2:], self.patch, strict=True))
-        made = from_patches(out, grid, self.patch).to(view.latents)
-        change = (view.latents - made) * view.trusted.unsqueeze(1)
-        if len(view.mixed[0]):
-            n, y, x = view.mixed
-            here = made[n, :, y, x]
-            pixels = view.mixed_trust * (view.mixed_pixels - view.autoencoder.patch_pixels(here))
-            change = change.index_put(
-                (n[:, None], torch.arange(here.shape[1], device=n.device), y[:, None], x[:, None]), view.autoencoder.patch_change(pixels)
-            )
-        return out + torch.sigmoid(self.gate(hidden)) * to_patches(change, self.patch).to(out)
+        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the view's latents as far as its gate is open"""
+        return torch.lerp(out, to_patches(view.latents, self.patch).to(out), torch.sigmoid(self.gate(hidden)))

@@ -31,10 +31,11 @@ class Block(nn.Module):
 
 
 class PictureDepth(nn.Module):
-    """pictures [N, 3, H, W] in -1..1 -> inverse depth [N, 1, H/2, W/2] in 1/steps, 0 for the sky; H and W are multiples of 16.
+    """pictures [N, 3, H, W] in -1..1 -> inverse depth [N, 1, H/2, W/2] in 1/steps, 0 for the sky; H and W are multiples of the
+    pixels a place of the coarsest level.
 
     Args:
-        widths: channels at 4, 8 and 16 pixels a place.
+        widths: channels at 4, 8, 16, ... pixels a place.
         blocks: at each of them, on the way down and again on the way up.
     """
 

@@ -21,9 +21,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from worldmodel.camera_view import pixel_rays, shown
+from worldmodel.camera_view import shown
 from worldmodel.configs import AGE_FACTORS, MemoryConfig
 from worldmodel.memory import CompressedMemory, _Entry
+from worldmodel.projection import pixel_rays
 
 USUAL_FOCAL = 0.5 / math.tan(math.radians(35))
 """Focal length over width where a model names none: that of the training worlds, 70 degrees across."""

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from worldmodel.actions import NUM_ACTIONS
 from worldmodel.camera import POSE_CODE_DIM
-from worldmodel.camera_view import CameraView, ViewBlend, pixel_rays, rotation_and_position
+from worldmodel.camera_view import CameraView, ViewBlend
 from worldmodel.memories import new_memory
 from worldmodel.memory import CompressedMemory, MemoryConfig, MemoryTeam, TrainingLayout, pairs, token_positions
+from worldmodel.projection import pixel_rays, rotation_and_position
 
 if TYPE_CHECKING:
     from worldmodel.head_parallel import HeadRanks

@@ -423,11 +423,11 @@ class World:
         config = self.model.transformer.config
         if not config.view_focal:
             return None
-        to = dict(device=self.model.device, dtype=self.model.dtype)
+        to = dict(device=self.model.device, dtype=torch.promote_types(self.model.dtype, torch.float32))  # of geometry
         latents, ends, depths = zip(*(self._history.latent_frame(i) for i in memory.remembered()), strict=True)
         index = torch.tensor(memory.remembered())
         here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
-        latents, depths = torch.cat(latents, 2).to(**to), torch.cat(depths, 1).to(**to)
+        latents, depths = torch.cat(latents, 2).to(self.model.device, self.model.dtype), torch.cat(depths, 1).to(**to)
         change = changes_to(tone, [self._history.chunk_of(i)[0].tone for i in memory.remembered()])
         change = None if change is None else torch.from_numpy(change)[None].to(**to)
         return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths, change)

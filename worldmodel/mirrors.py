@@ -1,0 +1,154 @@
+"""What no remembered picture shows, guessed: the same pictures in mirrors. Not RELIC's; part of `camera_view`.
+
+A small model's mean of all that may be there is fog. A mirror that stands on a picture's edge shows something that goes on from that edge
+without a seam, is as sharp as the picture, of the same kind and in the same light, and whose depth is known as well as the picture's, so
+that it stays a place when the camera moves. The mirrors are the planes through the camera and the picture's left and right edges, and each
+is seen in the other, which is enough to turn all the way around. They are upright, so a floor stays a floor. (Mirrors at the lower
+and the upper edge, upright too, where floor and ceiling end, were tried: what they add is a jumble. There a view goes on from its edge.)
+
+Mirrors stand on few pictures (`EVERY`), since one on every new picture would show its last few degrees over and over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.projection import look_up, pixel_rays, relative, splat
+
+EVERY = 8
+"""Latent frames between two pictures that mirrors may stand on; and on the first that is remembered."""
+COUNT = 2
+"""Mirrors that a view gets."""
+PLACES = 4, 32
+"""Of a picture, rows and columns, that are looked at to choose mirrors: close to its left and right edges too."""
+
+
+@lru_cache(maxsize=16)
+def side_mirrors(focal: float) -> Tensor:
+    """[4, 3, 3]: in the axes of a picture's camera (OpenCV), the mirror at its right edge, that at its left edge, what the left one
+    shows of the right one, and what the right one shows of the left one. `focal` is focal length over width."""
+    half = math.atan(0.5 / focal)
+    normals = torch.tensor([[math.cos(half), 0.0, -math.sin(half)], [math.cos(half), 0.0, math.sin(half)]])
+    right, left = torch.eye(3) - 2 * normals.unsqueeze(2) * normals.unsqueeze(1)
+    return torch.stack([right, left, left @ right, right @ left])
+
+
+def choose_mirrors(
+    here: Tensor, there: Tensor, index: Tensor, allowed: Tensor, worth: Tensor, unknown: Tensor, near: Tensor, focal: float, aspect: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mirrors that show most of what no picture does, one after the other, those of better pictures first.
+
+    Args:
+        here: pose codes [N, S, 9] of pictures, `index` [S] when they were, in latent frames; `allowed` [N, S], which are remembered.
+        there: pose codes [N, 9] wanted.
+        worth: [N, S], how much each picture counts.
+        unknown: [N, *PLACES], where no picture shows anything; `near` [N, *PLACES], the inverse depth to look for it.
+        focal, aspect: focal length over width, and width over height.
+
+    Returns:
+        picks [N, COUNT] of the pictures, reflections [N, COUNT, 3, 3] in the axes of their cameras, and whether they add anything
+        [N, COUNT].
+    """
+    rows = torch.arange(len(here), device=here.device)
+    may = allowed & (index % EVERY == 0)
+    may[rows, allowed.to(torch.uint8).argmax(1)] = True
+    worth = worth * may
+    turn, move = relative(here, there.unsqueeze(1))
+    sides = side_mirrors(focal).to(here)
+    turn, move = sides @ turn.unsqueeze(2), (sides @ move.unsqueeze(2).unsqueeze(-1)).squeeze(-1)
+    rays = pixel_rays(PLACES, focal, str(here.device), here.dtype, aspect)
+    _, shows, _ = look_up(rays, turn, move, near.flatten(1)[:, None, None, None], focal, aspect)
+    shows = shows & unknown.flatten(1)[:, None, None]  # N S 4 P
+    picks, which, useful = [], [], []
+    for _ in range(COUNT):
+        most, best = (shows.sum(-1) * worth.unsqueeze(2)).flatten(1).max(1)
+        pick, side = best // len(sides), best % len(sides)
+        shows = shows & ~shows[rows, pick, side][:, None, None]
+        picks.append(pick), which.append(side), useful.append(most > 0)
+    return torch.stack(picks, 1), sides[torch.stack(which, 1)], torch.stack(useful, 1)
+
+
+@dataclass
+class Mirrors:
+    """The pictures on whose edges mirrors may stand, as `choose_mirrors` takes them; `pictures` gives those that are picked [N, G]:
+    [N, G, 3, H, W], and their inverse depth [N, G, k, l]. Poses `there` [N, 4, 9] are those of the frames wanted."""
+
+    here: Tensor
+    there: Tensor
+    index: Tensor
+    allowed: Tensor
+    worth: Tensor
+    focal: float
+    aspect: float
+    pictures: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    def stand(self, there_is: Tensor, near: Tensor) -> Mirrored:
+        """The mirrors that show most of the last frame where points of no picture are: `there_is` [N, k, l] and inverse depth [N, k, l]"""
+        missing = (~there_is).to(near)
+        share = F.adaptive_avg_pool2d(missing, PLACES)
+        near = F.adaptive_avg_pool2d(near * missing, PLACES) / share.clamp_min(1e-9)
+        wanted = (self.index, self.allowed, self.worth, share > 0, near, self.focal, self.aspect)
+        picks, reflection, useful = choose_mirrors(self.here, self.there[:, -1], *wanted)
+        here = self.here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
+        turn, move = relative(here.unsqueeze(2), self.there.unsqueeze(1))  # N G 4 ...
+        reflection = reflection.unsqueeze(2)
+        return Mirrored(*self.pictures(picks), reflection @ turn, (reflection @ move.unsqueeze(-1)).squeeze(-1), useful, self.focal)
+
+
+def sample(pictures: Tensor, which: Tensor, where: Tensor) -> Tensor:
+    """Colours [P, 3] of pictures [M, 3, H, W], the `which`-th [P] of them at `where` [P, 2], (x, y) in -1..1; bilinear, edges go on."""
+    height, width = pictures.shape[-2:]
+    size = where.new_tensor([width, height])
+    place = ((where + 1) * size / 2 - 0.5).clamp_min(0).minimum(size - 1)
+    low = place.floor().minimum(size - 2).clamp_min(0)
+    x, y = (place - low).unsqueeze(1).unbind(-1)  # P 1
+    column, row = low.long().unbind(-1)
+    flat = pictures.permute(0, 2, 3, 1).flatten(0, 2)
+    at = (which * height + row) * width + column
+    right, below = int(width > 1), width * int(height > 1)
+    top = torch.lerp(flat[at], flat[at + right], x)
+    return torch.lerp(top, torch.lerp(flat[at + below], flat[at + below + right], x), y)
+
+
+@dataclass
+class Mirrored:
+    """G pictures in mirrors, for the frames of a view.
+
+    pictures [N, G, 3, H, W] and their inverse depth [N, G, k, l]; `turn` [N, G, 4, 3, 3] and `move` [N, G, 4, 3] take points of the
+    wanted frames into the cameras of the pictures, through the mirror; `useful` [N, G], whether it adds anything; `focal` is focal length
+    over width.
+    """
+
+    pictures: Tensor
+    inverse_depth: Tensor
+    turn: Tensor
+    move: Tensor
+    useful: Tensor
+    focal: float
+
+    def depth(self, near: Tensor, there_is: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse depth [N, 4, k, l] of the wanted frames and where there is any, with what the mirrors add where there is none."""
+        for g in range(self.pictures.shape[1]):
+            points = self.inverse_depth[:, g].repeat_interleave(near.shape[1], 0)
+            seen, shows = splat(self.turn[:, g].flatten(0, 1), self.move[:, g].flatten(0, 1), points, self.focal)
+            adds = shows.view_as(near) & self.useful[:, g, None, None, None] & ~there_is
+            near, there_is = torch.where(adds, seen.view_as(near), near), there_is | adds
+        return near, there_is
+
+    def paint(self, frames: Tensor, unknown: Tensor, rays: Tensor, near: Tensor) -> None:
+        """Put the colours of the first mirror that shows them into `frames` [N, 3, 4, H, W] where `unknown` [N, 4, H, W]; `rays` [H*W, 3]
+        go through the pixels, whose inverse depth is `near` [N, 4, H*W]."""
+        flat, unknown, aspect = frames.flatten(3), unknown.flatten(2), frames.shape[4] / frames.shape[3]
+        for g in range(self.pictures.shape[1]):
+            where, inside, _ = look_up(rays, self.turn[:, g], self.move[:, g], near.unsqueeze(2), self.focal, aspect)
+            shows = unknown & inside & self.useful[:, g, None, None]
+            n, frame, pixel = torch.nonzero(shows, as_tuple=True)
+            flat[n, :, frame, pixel] = sample(self.pictures[:, g], n, where[n, frame, pixel])
+            unknown = unknown & ~shows
