@@ -8,9 +8,9 @@ from PIL import Image
 from worldmodel import WorldModel
 
 WALKS = {
-    "red canyon": ("left*24 right*24 w*24 .*8",),
-    "snowy village": ("right*32 .*4 left*32 .*12",),
-    "ice castle": ("d*16 a*16 left*24 right*24",),
+    "red canyon": ("left*40 right*40 w*24 .*8",),
+    "snowy village": ("right*72 .*4 left*72 .*8",),
+    "ice castle": ("w*24 left*40 right*40 s*24",),
     "autumn village": (
         "right*16",
         "An autumn village on a starry night with a teal church, a purple windmill and a blue river.",
