@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distill.autoencoder import psnr, to_frames, to_video
 from distill.scenes import render
@@ -336,3 +337,18 @@ def test_what_comes_closer_hides_what_is_behind(steps):
     outside = ((x.abs() > 0.12 * grown + slack) | (y.abs() > 0.08 * grown + slack)).view(size)
     assert inside.any() and outside.any() and there_is[0][inside].all()
     assert torch.allclose(seen[0][inside], torch.tensor(1 / (20 - steps)), atol=1e-5) and (seen[0][outside] == 0).all()
+
+
+@pytest.mark.parametrize("quality", [1.0, 0.2, 0.01])
+@pytest.mark.parametrize("other", [1.0, 0.3, 0.001])
+def test_old_pictures_are_seen_too(quality, other):
+    """However much both have faded: what only the second picture shows is its colour, as far away as it says."""
+    code = codes("left*24")
+    black, white = torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 1.0)
+    near = torch.tensor([1 / 10, 1 / 40]).view(2, 1, 1).expand(2, 16, 16)
+    view = view_of(torch.stack([black, white]), code[[0, -1]], code[-1:].expand(4, -1), near, torch.tensor([quality, quality * other]))
+    away = view_of(black[None], code[:1], code[-1:].expand(4, -1), near[:1]).known[0, -1] == 0
+    assert 0.2 < away.float().mean() < 0.8
+    away = -F.max_pool2d(-away[None].float(), 7, 1, 3)[0] > 0  # without the seam
+    assert (view.frames[0, :, -1][:, away] > 0.99).all()
+    assert torch.allclose(view.inverse_depth[0].repeat_interleave(2, 0).repeat_interleave(2, 1)[away], torch.tensor(1 / 40), atol=1e-4)

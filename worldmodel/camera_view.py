@@ -34,8 +34,9 @@ FADES, FADED = 0.98, 80
 """Quality that a picture keeps for every latent frame between the start and it, and after how many it fades no more."""
 FAR_AWAY = 512.0
 """Steps between two places at which the picture of one is half as good for the other."""
-SHARPER = 24.0
-"""Power of the quality by which pictures are weighed where several reach."""
+SHARPER, LEAST = 24.0, 0.25
+"""Power of the quality by which pictures are weighed where several reach, and the least share of the best one's with which they are: of
+less the power would be nothing at all in float32."""
 ASTRAY = 2.0
 """Pixels, of pictures as fine as depth is looked for in, by which a look-up may go astray for what is there being elsewhere; at twice that
 it shows something else."""
@@ -46,6 +47,11 @@ def fading(here: Tensor, there: Tensor, index: Tensor) -> Tensor:
     [N, S, 9] of the pictures and `there` [N, 9]."""
     _, move = relative(here, there.unsqueeze(1))
     return FADES ** index.to(here).clamp(max=FADED) / (1 + move.norm(dim=-1) / FAR_AWAY)
+
+
+def weighed(quality: Tensor) -> Tensor:
+    """What pictures of a quality [N, S] weigh against each other: 1 the best of them, and none nothing"""
+    return (quality / quality.amax(1, keepdim=True).clamp_min(1e-9)).clamp_min(LEAST) ** SHARPER
 
 
 def shown(here: Tensor, there: Tensor, index: Tensor, rays: Tensor, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
@@ -125,13 +131,13 @@ class CameraView:
         turn, move = relative(here.unsqueeze(2), there.unsqueeze(1))  # N K 4 ...
         height, width = pictures.shape[-2:]
         t = TEMPORAL_STRIDE
-        weight = quality.clamp_min(1e-3)[:, :, None, None, None] ** SHARPER
+        weight = weighed(quality)[:, :, None, None, None]
         # how far away things are from the new poses
         points = inverse_depth.repeat_interleave(t, 0)
         seen, there_is = (x.unflatten(0, (n, k, t)) for x in splat(turn.flatten(0, 2), move.flatten(0, 2), points, focal))
         counts = there_is * weight
         total = counts.sum(1)
-        near, there_is = (seen * counts).sum(1) / total.clamp_min(1e-9), total > 0
+        near, there_is = (seen * counts).sum(1) / total.clamp_min(1e-30), total > 0
         if mirrors is not None:
             mirrored = mirrors.stand(there_is[:, -1], fill(near[:, -1], there_is[:, -1].to(near)))
             near, there_is = mirrored.depth(near, there_is)
@@ -159,8 +165,8 @@ class CameraView:
             finer = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, height * width)
             where = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)[0].view(n * k, t * height, width, 2)
             shows = F.interpolate(shows.flatten(0, 1), (height, width), mode="bilinear").view(n, k, t, height, width)
-        weight = shows * quality[:, :, None, None, None] ** SHARPER
-        weight = torch.cat([weight[:, :1] + 1e-6, weight[:, 1:]], 1)
+        weight = shows * weight
+        weight = torch.cat([weight[:, :1] + 1e-20, weight[:, 1:]], 1)  # where none shows anything: what is at the last one's edge
         frames = found(pictures, where).view(n, k, 3, t, height, width)
         self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
         if mirrors is not None:
@@ -273,7 +279,7 @@ def _view(
             shots = toned(shots.to(codes), change.flatten(0, 1)[which], codes, focal)
         return shots.to(here)[at], depth.to(here)[at]
 
-    mirrors = Mirrors(here, there, index, allowed, fading(here, there[:, -1], index) ** SHARPER, focal, size[1] / size[0], remembered)
+    mirrors = Mirrors(here, there, index, allowed, weighed(fading(here, there[:, -1], index)), focal, size[1] / size[0], remembered)
     chosen = here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
     return CameraView(autoencoder, *remembered(picks), chosen, there, quality, focal, mirrors)
 
