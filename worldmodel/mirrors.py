@@ -133,9 +133,13 @@ class Mirrored:
     useful: Tensor
     focal: float
 
+    def _useful(self) -> list[int]:
+        """Which of the mirrors add anything anywhere: where all is known, none"""
+        return torch.nonzero(self.useful.any(0)).flatten().tolist()
+
     def depth(self, near: Tensor, there_is: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse depth [N, 4, k, l] of the wanted frames and where there is any, with what the mirrors add where there is none."""
-        for g in range(self.pictures.shape[1]):
+        for g in self._useful():
             points = self.inverse_depth[:, g].repeat_interleave(near.shape[1], 0)
             seen, shows = splat(self.turn[:, g].flatten(0, 1), self.move[:, g].flatten(0, 1), points, self.focal)
             adds = shows.view_as(near) & self.useful[:, g, None, None, None] & ~there_is
@@ -146,7 +150,7 @@ class Mirrored:
         """Put the colours of the first mirror that shows them into `frames` [N, 3, 4, H, W] where `unknown` [N, 4, H, W]; `rays` [H*W, 3]
         go through the pixels, whose inverse depth is `near` [N, 4, H*W]."""
         flat, unknown, aspect = frames.flatten(3), unknown.flatten(2), frames.shape[4] / frames.shape[3]
-        for g in range(self.pictures.shape[1]):
+        for g in self._useful():
             where, inside, _ = look_up(rays, self.turn[:, g], self.move[:, g], near.unsqueeze(2), self.focal, aspect)
             shows = unknown & inside & self.useful[:, g, None, None]
             n, frame, pixel = torch.nonzero(shows, as_tuple=True)
