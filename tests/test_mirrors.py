@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_camera_view import FOCAL, Pixels, codes, look
 
 from worldmodel.camera_view import CameraView
-from worldmodel.mirrors import COUNT, EVERY, PLACES, Mirrors, choose_mirrors, sample, side_mirrors
+from worldmodel.mirrors import COUNT, EVERY, PLACES, Mirrors, choose_mirrors, side_mirrors
 from worldmodel.projection import pixel_rays, relative, rotation_and_position
 
 SIZE = (48, 64)
@@ -112,12 +112,3 @@ def test_mirrors_are_chosen_greedily_among_few_pictures():
         left = [p for p in left if p not in best[3]]
     assert useful[0, 0]
     assert not choose_mirrors(here, there, index, allowed, worth, torch.zeros_like(unknown), near, FOCAL, ASPECT)[2].any()
-
-
-def test_samples_as_grid_sample_does():
-    torch.manual_seed(0)
-    pictures, which, where = torch.rand(3, 3, 8, 12), torch.randint(3, (50,)), 2.4 * torch.rand(50, 2) - 1.2
-    want = torch.stack([F.grid_sample(pictures[m : m + 1], xy.view(1, 1, 1, 2), padding_mode="border", align_corners=False).flatten()
-                        for m, xy in zip(which, where, strict=True)])  # fmt: skip
-    assert torch.allclose(sample(pictures, which, where), want, atol=1e-5)
-    assert torch.allclose(sample(pictures[:, :, :1, :1], which, where), pictures[which, :, 0, 0])

@@ -102,21 +102,6 @@ class Mirrors:
         return Mirrored(*self.pictures(picks), reflection @ turn, (reflection @ move.unsqueeze(-1)).squeeze(-1), useful, self.focal)
 
 
-def sample(pictures: Tensor, which: Tensor, where: Tensor) -> Tensor:
-    """Colours [P, 3] of pictures [M, 3, H, W], the `which`-th [P] of them at `where` [P, 2], (x, y) in -1..1; bilinear, edges go on."""
-    height, width = pictures.shape[-2:]
-    size = where.new_tensor([width, height])
-    place = ((where + 1) * size / 2 - 0.5).clamp_min(0).minimum(size - 1)
-    low = place.floor().minimum(size - 2).clamp_min(0)
-    x, y = (place - low).unsqueeze(1).unbind(-1)  # P 1
-    column, row = low.long().unbind(-1)
-    flat = pictures.permute(0, 2, 3, 1).flatten(0, 2)
-    at = (which * height + row) * width + column
-    right, below = int(width > 1), width * int(height > 1)
-    top = torch.lerp(flat[at], flat[at + right], x)
-    return torch.lerp(top, torch.lerp(flat[at + below], flat[at + below + right], x), y)
-
-
 @dataclass
 class Mirrored:
     """G pictures in mirrors, for the frames of a view.
@@ -153,6 +138,9 @@ class Mirrored:
         for g in self._useful():
             where, inside, _ = look_up(rays, self.turn[:, g], self.move[:, g], near.unsqueeze(2), self.focal, aspect)
             shows = unknown & inside & self.useful[:, g, None, None]
-            n, frame, pixel = torch.nonzero(shows, as_tuple=True)
-            flat[n, :, frame, pixel] = sample(self.pictures[:, g], n, where[n, frame, pixel])
+            for n, shown in enumerate(shows):
+                frame, pixel = torch.nonzero(shown, as_tuple=True)
+                places = where[n, frame, pixel][None, None]
+                colours = F.grid_sample(self.pictures[n : n + 1, g], places, padding_mode="border", align_corners=False)
+                flat[n, :, frame, pixel] = colours[0, :, 0]
             unknown = unknown & ~shows
