@@ -14,7 +14,7 @@ from functools import cache
 
 from distill.recipe import Recipe, load_recipe
 
-VERSION = 3  # counts up when a run or a measure changes, so that old lines are not mixed with new ones
+VERSION = 4  # counts up when a run or a measure changes, so that old lines are not mixed with new ones
 SEEDS = (0, 1)
 BASE = (
     "stages=[causal]", "data.clips=120", "data.held_out=16", "data.frames=81", "data.size=128", "data.autoencoder_clips=120",
