@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.dmd import shifted
 from distill.latents import Walks
 from distill.optim import build_optimisers
-from distill.parallel import ALONE, Ranks, finish_model, parallelise
+from distill.parallel import ALONE, Ranks, finish_model, place
 from distill.rollout import RollOutConfig, sample_sheet
 from distill.stage_recipes import CausalRecipe
 from distill.trainer import Trainer, generator, phase
@@ -70,7 +70,7 @@ class CausalStage:
         )
         if init is not None:
             self.model.load_state_dict(init)
-        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
+        self.model = place(self.model, ranks, device)
         self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")

@@ -1,7 +1,7 @@
 """Optimisers: Muon for the matrices inside the network, AdamW for everything else.
 
 torch ships `torch.optim.Muon`, but it orthogonalises in bfloat16, which is a hundred times slower than float32 on CPUs
-without bfloat16 units; this one takes the dtype that is fast where it runs.
+without bfloat16 units; this one multiplies as the model that it trains does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 _NS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(gradient: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
     """Nearest semi-orthogonal matrix of a [m, n] gradient by the quintic Newton-Schulz iteration (Jordan et al., 2024)."""
-    x = gradient.to(torch.bfloat16 if gradient.is_cuda else torch.float32)
+    x = gradient.to(torch.bfloat16 if gradient.is_cuda else dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)
@@ -28,10 +28,17 @@ def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. For weights with two or more axes; convolutions are seen as [out, in*kh*kw]."""
+    """Momentum, orthogonalised. For weights with two or more axes; convolutions are seen as [out, in*kh*kw].
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    `dtype` is that of its products of matrices on the CPU; on CUDA it is bfloat16.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         super().__init__(list(params), dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -46,7 +53,7 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(orthogonalise(update).view_as(p), alpha=-group["lr"] * scale)
+                p.add_(orthogonalise(update, dtype=self.dtype).view_as(p), alpha=-group["lr"] * scale)
 
 
 class Optimisers:
@@ -111,4 +118,5 @@ def build_optimisers(model: nn.Module, kind: str, lr: float, adam_lr: float, wei
     chosen = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in chosen]
     adam = adamw(rest, adam_lr if kind == "muon" else lr, weight_decay, betas=(0.9, 0.98), eps=1e-9)
-    return Optimisers(Muon(muon, lr=lr, weight_decay=weight_decay), adam) if muon else Optimisers(adam)
+    dtype = getattr(model, "compute_dtype", None) or torch.float32
+    return Optimisers(Muon(muon, lr=lr, weight_decay=weight_decay, dtype=dtype), adam) if muon else Optimisers(adam)

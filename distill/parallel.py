@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_map_only
 
 from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.optim import Optimisers
+from distill.precision import multiply_in
 from worldmodel.transformer import CausalWorldTransformer
 
 PATIENCE = timedelta(days=14)  # how long processes wait for one that renders, encodes or embeds
@@ -43,7 +44,8 @@ PATIENCE = timedelta(days=14)  # how long processes wait for one that renders, e
 class Ranks:
     """This process among all of them; the default is a run of one process.
 
-    `dtype` is that of matrix products, by default bfloat16 on CUDA; `patient` a group of CPU processes that wait for `PATIENCE`.
+    `dtype` is that of matrix products, by default bfloat16 where several processes train on CUDA; `patient` a group of CPU processes that
+    wait for `PATIENCE`.
     """
 
     rank: int = 0
@@ -184,6 +186,14 @@ def parallelise(
             module.register_forward_pre_hook(_cast_inputs(dtype), with_kwargs=True, prepend=True)
         model.compute_dtype = dtype  # that of a memory's keys and values
     return model
+
+
+def place(model: CausalWorldTransformer, ranks: Ranks, device: torch.device) -> CausalWorldTransformer:
+    """`model` ready to be trained: sharded over several processes, or on the device of one."""
+    if ranks.world > 1:
+        return parallelise(model, ranks)
+    model = model.to(device)
+    return model if ranks.dtype in (None, model.dtype) else multiply_in(model, ranks.dtype)
 
 
 def _is_meta(model: nn.Module) -> bool:

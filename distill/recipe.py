@@ -29,6 +29,7 @@ from distill.stage_recipes import (
     TeacherRecipe,
 )  # fmt: skip
 from worldmodel.configs import TransformerConfig
+from worldmodel.runtime import PRECISIONS
 
 FOLDER = Path(__file__).parent / "recipes"
 NEEDS = {"causal": set(), "teacher": set(), "student_init": {"teacher"}, "self_forcing": {"teacher"}}
@@ -41,6 +42,8 @@ class Recipe:
     stages: tuple[str, ...] = ("causal",)
     """In this order, after the autoencoder and its depth. RELIC's whole way is teacher, student_init, self_forcing; causal learns
     directly."""
+    precision: str = "auto"
+    """Of matrix products in training: weights (float32), bfloat16, or auto, which is that on CUDA and on CPUs with AMX."""
     data: DataRecipe = field(default_factory=DataRecipe)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     depth: DepthRecipe = field(default_factory=DepthRecipe)
@@ -52,6 +55,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError(f"`stages` names at least one of {', '.join(NEEDS)}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"`precision` is one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
         for i, name in enumerate(self.stages):
             before = set(self.stages[:i])
             if name not in NEEDS:

@@ -19,7 +19,7 @@ from distill.causal import channel_weight
 from distill.dmd import Condition, fake_score_loss, sample_level, score_difference
 from distill.latents import Walks
 from distill.optim import Optimisers, adamw
-from distill.parallel import ALONE, Ranks, finish_model, load_full, parallelise
+from distill.parallel import ALONE, Ranks, finish_model, load_full, place
 from distill.replay import full_graph_backward, replay_backward
 from distill.rollout import roll_out, sample_sheet
 from distill.stage_recipes import FAKE, GENERATOR, SelfForcingRecipe
@@ -146,4 +146,4 @@ def _build(shape: dict[str, Any], init: Init, name: str, device: torch.device, r
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The initial weights of the {name} do not fit the recipe's transformer: {error}") from error
-    return parallelise(model, ranks) if ranks.world > 1 else model.to(device)
+    return place(model, ranks, device)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from distill.causal import CausalStage, channel_weight
 from distill.latents import Walks
 from distill.optim import build_optimisers
-from distill.parallel import ALONE, Ranks, parallelise
+from distill.parallel import ALONE, Ranks, place
 from distill.stage_recipes import StudentInitRecipe
 from distill.teacher import sample_sequence
 from distill.trainer import Deadline, Trainer, generator
@@ -165,7 +165,7 @@ class StudentInitStage(CausalStage):
             self.model = CausalWorldTransformer(**defaults | recipe.transformer)
         if init is not None:
             self.model.load_state_dict(init)
-        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
+        self.model = place(self.model, ranks, device)
         self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         self.grid = self.model.grid(tuple(walks.groups.shape[-2:]))
         self.sigmas = recipe.sampler.scheduler().sigmas  # S levels and 0

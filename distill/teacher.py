@@ -22,7 +22,7 @@ from distill.causal import channel_weight
 from distill.dmd import shifted
 from distill.latents import Walks, latent_clips
 from distill.optim import build_optimisers
-from distill.parallel import ALONE, Ranks, finish_model, parallelise, save_model
+from distill.parallel import ALONE, Ranks, finish_model, place, save_model
 from distill.stage_recipes import TeacherRecipe
 from distill.trainer import Trainer, generator
 from distill.work import Step
@@ -107,7 +107,7 @@ class TeacherStage:
         self.model = CausalWorldTransformer(**defaults | recipe.transformer)
         if init is not None:
             self.model.load_state_dict(init)
-        self.model = parallelise(self.model, ranks) if ranks.world > 1 else self.model.to(device)
+        self.model = place(self.model, ranks, device)
         self.channel_weight = channel_weight(autoencoder, recipe.pixel_weight, device)
         optimisers = build_optimisers(self.model, recipe.optimiser, recipe.lr, recipe.adam_lr, recipe.weight_decay, inside="blocks")
         self.trainer = Trainer(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,8 +155,9 @@ def train(
     """
     from distill.latents import load_walks
     from distill.parallel import ALONE
+    from distill.precision import training_dtype
 
-    ranks = ranks or ALONE
+    ranks = replace(ranks or ALONE, dtype=training_dtype(recipe.precision, device))
     wan = wan_folder(recipe, start_from)
     embed = embed_prompts if prompts is None else partial(embed_prompts, known=prompts)
     if wan is not None and prompts is None:

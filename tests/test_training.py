@@ -23,7 +23,7 @@ from distill.train import train_models
 from distill.trainer import Deadline, Trainer, generator, schedule
 from worldmodel.camera import pose_code, relative_to_first
 from worldmodel.memory import MemoryConfig
-from worldmodel.projection import look_up, pixel_rays, relative
+from worldmodel.projection import inside, look_up, pixel_rays, relative
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
 
@@ -199,9 +199,9 @@ def test_depth_says_how_pictures_move():
     there = torch.from_numpy(clip.frames[6].copy()).float()
 
     def error(scale):
-        where, inside, _ = look_up(rays, turn, move, scale * depth.flatten()[None], focal, 1.0)
+        where, share = look_up(rays, turn, move, scale * depth.flatten()[None], focal, 1.0)
         found = torch.nn.functional.grid_sample(picture, where.view(1, 64, 64, 2), align_corners=False)[0].permute(1, 2, 0)
-        return float((found - there).abs().mean(-1)[inside.view(64, 64)].median())
+        return float((found - there).abs().mean(-1)[inside(where, share).view(64, 64)].median())
 
     assert error(1.0) < 1.5 and error(1.0) < 0.5 * min(error(0.0), error(0.5), error(2.0))
 

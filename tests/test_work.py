@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def attention(heads, queries, keys, width):
 def step_by_hand(batch, latents, passes, keys, text=6):
     """FLOPs of a step of the transformer of `distilling.TRANSFORMER` on 4x4 latents of 8 channels, without the optimiser.
 
-    `passes` is how often every latent frame goes through; `keys` how many tokens each query meets in self-attention.
+    `passes` is how often every latent frame goes through; `keys` how many tokens a query meets in self-attention, on average.
     """
     d, ffn, freq, camera, layers = 24, 32, 16, 8, 2
     tokens, frames = 16 * latents * passes, latents * passes
@@ -88,9 +89,10 @@ def test_a_step_is_what_the_hand_counts(tmp_path):
     causal, teacher = stages(tmp_path)
     for step, latents, batch in ((0, 3, 2), (2, 5, 1)):
         assert counted(teacher, step) == step_by_hand(batch, latents, 1, 16 * latents)
-        # every latent frame twice, and what is left of those that leave the window
-        pooled = sum((-(-4 // MEMORY.factor(i))) ** 2 for i in range(latents - 1 - MEMORY.window))
-        assert counted(causal, step) == step_by_hand(batch, latents, 2, 32 * latents + pooled)
+        # every latent frame twice, each meeting itself, the window before it, and what is left of those that have left it
+        meets = [16 * (1 + min(i, MEMORY.window)) for i in range(latents)]
+        meets = [n + sum((-(-4 // MEMORY.factor(j))) ** 2 for j in range(i - MEMORY.window)) for i, n in enumerate(meets)]
+        assert counted(causal, step) == step_by_hand(batch, latents, 2, Fraction(sum(meets), latents))
 
 
 def test_three_forward_passes_of_the_plan_are_a_step_within_six_percent(tmp_path):

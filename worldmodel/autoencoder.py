@@ -128,14 +128,16 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     # -- groups of four frames: [N, 12, H, W] <-> [N, C, h, w], raw latents -------------------------------------------------
     def _analyse(self, groups: Tensor) -> Tensor:
         """`linear_encoder` without its bias: a product of matrices, faster than the convolution that it is"""
-        weight = self.linear_encoder.weight.flatten(1)
-        return torch.einsum("nphw,cp->nchw", F.pixel_unshuffle(groups, self.spatial_stride), weight).contiguous()
+        size = self.spatial_stride
+        patches = groups.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5).flatten(3)  # N h w p
+        return (patches @ self.linear_encoder.weight.flatten(1).T).permute(0, 3, 1, 2).contiguous()
 
     def _synthesise(self, latents: Tensor, frames: slice = slice(None)) -> Tensor:
         """Pixels of raw latents [N, C, h, w], of some of the group's channels: the transposed code"""
-        weight = self.linear_encoder.weight[:, frames].flatten(1)
+        weight, size = self.linear_encoder.weight[:, frames], self.spatial_stride
         components = (latents - self.linear_encoder.bias[:, None, None]) * self.code_gain[:, None, None]
-        return F.pixel_shuffle(torch.einsum("nchw,cp->nphw", components, weight), self.spatial_stride)
+        patches = components.permute(0, 2, 3, 1) @ weight.flatten(1)  # N h w p
+        return patches.unflatten(3, (-1, size, size)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
     def encode_groups(self, groups: Tensor) -> Tensor:
         return self._analyse(groups.to(self.linear_encoder.weight)) + self.linear_encoder.bias[:, None, None]

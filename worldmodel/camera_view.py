@@ -23,7 +23,7 @@ from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
 from worldmodel.depth import FINEST
 from worldmodel.mirrors import Mirrors
-from worldmodel.projection import fill, look_up, pixel_rays, relative, rotation_and_position, splat
+from worldmodel.projection import fill, inside, look_up, pixel_rays, relative, rotation_and_position, splat
 from worldmodel.tone import BANDS
 
 CELLS = 4
@@ -37,6 +37,8 @@ FAR_AWAY = 512.0
 SHARPER, LEAST = 24.0, 0.25
 """Power of the quality by which pictures are weighed where several reach, and the least share of the best one's with which they are: of
 less the power would be nothing at all in float32."""
+NOTHING = 1e-20
+"""What the first picture weighs where no picture shows anything."""
 ASTRAY = 2.0
 """Pixels, of pictures as fine as depth is looked for in, by which a look-up may go astray for what is there being elsewhere; at twice that
 it shows something else."""
@@ -61,8 +63,8 @@ def shown(here: Tensor, there: Tensor, index: Tensor, rays: Tensor, focal: float
     Pose codes `here` [N, S, 9] of the pictures and `there` [N, 9]; `aspect` is a picture's width over its height.
     """
     quality = fading(here, there, index)
-    _, inside, _ = look_up(rays, *relative(here, there.unsqueeze(1)), USUAL, focal, aspect)
-    return inside * quality.unsqueeze(-1), quality
+    meets = inside(*look_up(rays, *relative(here, there.unsqueeze(1)), USUAL, focal, aspect))
+    return meets * quality.unsqueeze(-1), quality
 
 
 # -- which pictures --------------------------------------------------------------------------------------------------------
@@ -127,13 +129,11 @@ class CameraView:
     ) -> None:  # fmt: skip
         self.autoencoder = autoencoder
         n, k = pictures.shape[:2]
-        pictures, inverse_depth = pictures.flatten(0, 1), inverse_depth.flatten(0, 1)
         turn, move = relative(here.unsqueeze(2), there.unsqueeze(1))  # N K 4 ...
-        height, width = pictures.shape[-2:]
         t = TEMPORAL_STRIDE
         weight = weighed(quality)[:, :, None, None, None]
         # how far away things are from the new poses
-        points = inverse_depth.repeat_interleave(t, 0)
+        points = inverse_depth.flatten(0, 1).repeat_interleave(t, 0)
         seen, there_is = (x.unflatten(0, (n, k, t)) for x in splat(turn.flatten(0, 2), move.flatten(0, 2), points, focal))
         counts = there_is * weight
         total = counts.sum(1)
@@ -143,34 +143,19 @@ class CameraView:
             near, there_is = mirrored.depth(near, there_is)
         self.measured = there_is[:, -1]
         near = fill(near.flatten(0, 1), there_is.to(near).flatten(0, 1))
-        self.inverse_depth = near.unflatten(0, (n, t))[:, -1]
+        near = near.unflatten(0, (n, t))
+        self.inverse_depth = near[:, -1]
 
-        # what the pictures have where they are looked up: as finely as depth is told
-        def found(values: Tensor, where: Tensor) -> Tensor:
-            return F.grid_sample(values, where, mode="bilinear", padding_mode="border", align_corners=False)
-
-        h, w = size = tuple(FINEST * x for x in inverse_depth.shape[-2:])
-        rays = pixel_rays(size, focal, str(pictures.device), pictures.dtype)
-        finer = F.interpolate(near.unsqueeze(1), size, mode="bilinear").view(n, 1, t, h * w)
-        where, inside, share = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)  # N K 4 hw
-        where = where.view(n * k, t * h, w, 2)
-        has = found(F.interpolate(inverse_depth.unsqueeze(1), size, mode="bilinear"), where).view(n, k, t, h * w)
-        astray = (has - finer / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * w)
-        astray = F.avg_pool2d(astray.view(n * k, t, h, w), 5, 1, 2, count_include_pad=False).view(n, k, t, h, w)
-        shows = inside.view(n, k, t, h, w) * (2 - astray / ASTRAY).clamp(0, 1)
-        self.known = (shows * quality[:, :, None, None, None]).amax(1)
-        # every pixel, from the pictures that show it
-        if size != (height, width):
-            rays = pixel_rays((height, width), focal, str(pictures.device), pictures.dtype)
-            finer = F.interpolate(near.unsqueeze(1), (height, width), mode="bilinear").view(n, 1, t, height * width)
-            where = look_up(rays, turn, move, finer.unsqueeze(3), focal, width / height)[0].view(n * k, t * height, width, 2)
-            shows = F.interpolate(shows.flatten(0, 1), (height, width), mode="bilinear").view(n, k, t, height, width)
-        weight = shows * weight
-        weight = torch.cat([weight[:, :1] + 1e-20, weight[:, 1:]], 1)  # where none shows anything: what is at the last one's edge
-        frames = found(pictures, where).view(n, k, 3, t, height, width)
-        self.frames = (frames * (weight / weight.sum(1, keepdim=True)).unsqueeze(2)).sum(1)
-        if mirrors is not None:
-            mirrored.paint(self.frames, shows.amax(1) == 0, rays, finer.squeeze(1))
+        fine, size = tuple(FINEST * x for x in near.shape[-2:]), pictures.shape[-2:]
+        rays = pixel_rays(tuple(size), focal, str(pictures.device), pictures.dtype)
+        self.known, self.frames = near.new_empty(n, t, *fine), pictures.new_empty(n, 3, t, *size)
+        for row in range(n):  # one after the other, so that what is worked on stays in the processor's caches
+            shows = true_shares(inverse_depth[row], near[row], turn[row], move[row], focal, size[1] / size[0])
+            self.known[row] = (shows * quality[row, :, None, None, None]).amax(0)
+            pixels = finer(near[row], size).flatten(1)
+            self.frames[row], unknown = put_together(pictures[row], rays, pixels, turn[row], move[row], shows * weight[row], focal)
+            if mirrors is not None:
+                mirrored.paint(row, self.frames[row], unknown, rays, pixels)
         self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
 
     def depth_of(self, latents: Tensor) -> Tensor:
@@ -185,6 +170,52 @@ class CameraView:
         for name in ("frames", "known", "latents", "inverse_depth", "measured"):
             setattr(joined, name, torch.cat([getattr(view, name) for view in views]))
         return joined
+
+
+def finer(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[M, h, w] in as many places as `size` says"""
+    return F.interpolate(values.unsqueeze(1), size, mode="bilinear").squeeze(1)
+
+
+def true_shares(inverse_depth: Tensor, near: Tensor, turn: Tensor, move: Tensor, focal: float, aspect: float) -> Tensor:
+    """How far each of K pictures shows what is there, `FINEST` times as finely as depth is told: [K, 4, h, w], from 0, outside of the
+    picture or hidden in it, to 1.
+
+    `inverse_depth` [K, k, l] of the pictures and `near` [4, k, l] of the frames wanted; `turn` [K, 4, 3, 3] and `move` [K, 4, 3].
+    """
+    k, t = turn.shape[:2]
+    h, w = size = tuple(FINEST * x for x in near.shape[-2:])
+    rays = pixel_rays(size, focal, str(near.device), near.dtype)
+    wanted = finer(near, size).flatten(1)
+    where, share = look_up(rays, turn, move, wanted.unsqueeze(1), focal, aspect)  # K 4 hw
+    has = F.grid_sample(finer(inverse_depth, size).unsqueeze(1), where.view(k, t * h, w, 2), padding_mode="border", align_corners=False)
+    astray = (has.view(k, t, h * w) - wanted / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * w)
+    astray = F.avg_pool2d(astray.view(k, t, h, w), 5, 1, 2, count_include_pad=False)
+    return inside(where, share).view(k, t, h, w) * (2 - astray / ASTRAY).clamp(0, 1)
+
+
+def put_together(
+    pictures: Tensor, rays: Tensor, near: Tensor, turn: Tensor, move: Tensor, weight: Tensor, focal: float
+) -> tuple[Tensor, Tensor]:
+    """Four frames [3, 4, H, W] of K pictures [K, 3, H, W], and where none of them shows anything [4, H, W]: there, what is at the edge of
+    the first.
+
+    `rays` [HW, 3] go through the pixels, whose inverse depth is `near` [4, HW]; `turn` [K, 4, 3, 3] and `move` [K, 4, 3]; `weight` [K, 4,
+    h, w], what each picture counts there.
+    """
+    height, width = size = pictures.shape[-2:]
+    t = len(near)
+    frames, total = pictures.new_zeros(3, t, height, width), pictures.new_full((t, height, width), NOTHING)
+    for k, counts in enumerate(weight.flatten(1).amax(1).tolist()):
+        if k and not counts:
+            continue
+        where, _ = look_up(rays, turn[k], move[k], near.unsqueeze(1), focal, width / height)  # 4 HW 2
+        where = where.view(1, t * height, width, 2)
+        colours = F.grid_sample(pictures[k : k + 1], where, padding_mode="border", align_corners=False).view(3, t, height, width)
+        share = finer(weight[k], size)
+        frames.addcmul_(colours, share if k else share + NOTHING)
+        total += share
+    return frames / total, total == NOTHING
 
 
 def depth_of(autoencoder: TinyAutoencoder, latents: Tensor) -> Tensor:

@@ -13,15 +13,15 @@ latent frame after the start picture is dropped and time is re-indexed, so an ho
 
 This is the policy ``relic``; `worldmodel.memories` has rivals behind the same interface.
 
-At inference attention needs no mask: the queries are the chunk, the keys are everything in the memory and the chunk. In
-training a whole sequence goes through at once, and `training_layout` gives the mask with the same visibility.
+At inference the queries are the chunk, the keys are everything in the memory and the chunk. In training a whole sequence goes through
+at once, and `training_layout` says which latent frames each one sees, which is the same. Neither needs a mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -66,12 +66,17 @@ class TrainingLayout:
     """Who sees what when a whole sequence goes through at once.
 
     Keys are all T*N full-resolution tokens, followed by the pooled tokens of `pooled`: pairs (factor, latent frames).
-    `mask` [T*N, T*N + P] is True where a query may look; `pooled_positions` [P, 3]. `times` [T] is when each latent frame of
-    the input is.
+
+    Attributes:
+        times: int64 [T], when each latent frame of the input is.
+        sees: bool [T, T + P], whether the tokens of a latent frame may look at those of another, or at one that is pooled.
+        sizes: tokens of each of the T + P.
+        pooled_positions: float64 [tokens of the P, 3].
     """
 
     times: Tensor
-    mask: Tensor
+    sees: Tensor
+    sizes: tuple[int, ...]
     pooled: tuple[tuple[int, Tensor], ...]
     pooled_positions: Tensor
 
@@ -83,6 +88,23 @@ class TrainingLayout:
             if self.pooled
             else x[:, :0]
         )
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """`sees` token by token: bool [T*N, keys]"""
+        sizes = torch.tensor(self.sizes)
+        return self.sees.repeat_interleave(sizes[: len(self.sees)], 0).repeat_interleave(sizes, 1)
+
+    @cached_property
+    def reads(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """How many tokens, one after the other, look at which of the T + P; so attention needs no mask, and leaves out what is unseen."""
+        out: list[tuple[int, tuple[int, ...]]] = []
+        for tokens, row in zip(self.sizes, self.sees, strict=False):
+            seen = tuple(torch.nonzero(row).flatten().tolist())
+            if out and out[-1][1] == seen:
+                tokens += out.pop()[0]
+            out.append((tokens, seen))
+        return tuple(out)
 
 
 @lru_cache(maxsize=16)
@@ -110,18 +132,18 @@ def training_layout(
     first_noisy = int(starts[-noisy_blocks]) if noisy_blocks else latents
     both_noisy = (times >= first_noisy) & (times >= first_noisy)[:, None]
     full = ((times >= start[:, None] - config.window) | both_noisy) & (times < end[:, None])
-    mask = [full.repeat_interleave(n, 0).repeat_interleave(n, 1)]
+    sees, sizes = [full], [n] * latents
     pooled, positions = [], []
     outside = [i for i in range(latents) if i < min(int(start[-1]) - config.window, first_noisy)]
     for factor in sorted({config.factor(i) for i in outside} - {0}):
         index = torch.tensor([i for i in outside if config.factor(i) == factor])
         cells = len(cell_centres(grid, factor))
-        seen = index < start[:, None] - config.window
-        mask.append(seen.repeat_interleave(n, 0).repeat_interleave(cells, 1))
+        sees.append(index < start[:, None] - config.window)
+        sizes += [cells] * len(index)
         pooled.append((factor, index.to(device)))
         positions.append(token_positions(index, grid, factor))
     positions = torch.cat(positions) if positions else torch.zeros(0, 3, dtype=torch.float64)
-    return TrainingLayout(times, torch.cat(mask, 1).to(device), tuple(pooled), positions)
+    return TrainingLayout(times, torch.cat(sees, 1), tuple(sizes), tuple(pooled), positions)
 
 
 @lru_cache(maxsize=64)
@@ -130,12 +152,11 @@ def teacher_forcing_layout(config: MemoryConfig, latents: int, grid: tuple[int, 
     itself, and the clean latent frames before it through the memory. The clean half is `training_layout`'s.
     """
     clean = training_layout(config, latents, grid, chunk, device)
-    tokens = latents * grid[0] * grid[1]
-    full, pooled = clean.mask[:, :tokens], clean.mask[:, tokens:]
+    full, pooled = clean.sees[:, :latents], clean.sees[:, latents:]
     index = (clean.times + chunk - 1) // chunk  # of each latent frame's chunk
-    own = (index[:, None] == index).repeat_interleave(grid[0] * grid[1], 0).repeat_interleave(grid[0] * grid[1], 1).to(device)
-    mask = torch.cat([torch.cat([full, torch.zeros_like(full), pooled], 1), torch.cat([full & ~own, own, pooled], 1)])
-    return replace(clean, times=clean.times.repeat(2), mask=mask)
+    own = index[:, None] == index
+    sees = torch.cat([torch.cat([full, torch.zeros_like(full), pooled], 1), torch.cat([full & ~own, own, pooled], 1)])
+    return replace(clean, times=clean.times.repeat(2), sees=sees, sizes=clean.sizes[:latents] + clean.sizes)
 
 
 def pairs(x: Tensor) -> Tensor:

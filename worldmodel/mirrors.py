@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.projection import look_up, pixel_rays, relative, splat
+from worldmodel.projection import inside, look_up, pixel_rays, relative, splat
 
 EVERY = 8
 """Latent frames between two pictures that mirrors may stand on; and on the first that is remembered."""
@@ -64,7 +64,7 @@ def choose_mirrors(
     sides = side_mirrors(focal).to(here)
     turn, move = sides @ turn.unsqueeze(2), (sides @ move.unsqueeze(2).unsqueeze(-1)).squeeze(-1)
     rays = pixel_rays(PLACES, focal, str(here.device), here.dtype, aspect)
-    _, shows, _ = look_up(rays, turn, move, near.flatten(1)[:, None, None, None], focal, aspect)
+    shows = inside(*look_up(rays, turn, move, near.flatten(1)[:, None, None, None], focal, aspect))
     shows = shows & unknown.flatten(1)[:, None, None]  # N S 4 P
     picks, which, useful = [], [], []
     for _ in range(COUNT):
@@ -131,16 +131,18 @@ class Mirrored:
             near, there_is = torch.where(adds, seen.view_as(near), near), there_is | adds
         return near, there_is
 
-    def paint(self, frames: Tensor, unknown: Tensor, rays: Tensor, near: Tensor) -> None:
-        """Put the colours of the first mirror that shows them into `frames` [N, 3, 4, H, W] where `unknown` [N, 4, H, W]; `rays` [H*W, 3]
-        go through the pixels, whose inverse depth is `near` [N, 4, H*W]."""
-        flat, unknown, aspect = frames.flatten(3), unknown.flatten(2), frames.shape[4] / frames.shape[3]
-        for g in self._useful():
-            where, inside, _ = look_up(rays, self.turn[:, g], self.move[:, g], near.unsqueeze(2), self.focal, aspect)
-            shows = unknown & inside & self.useful[:, g, None, None]
-            for n, shown in enumerate(shows):
-                frame, pixel = torch.nonzero(shown, as_tuple=True)
-                places = where[n, frame, pixel][None, None]
-                colours = F.grid_sample(self.pictures[n : n + 1, g], places, padding_mode="border", align_corners=False)
-                flat[n, :, frame, pixel] = colours[0, :, 0]
-            unknown = unknown & ~shows
+    def paint(self, row: int, frames: Tensor, unknown: Tensor, rays: Tensor, near: Tensor) -> None:
+        """Put the colours of the first mirror that shows them into one view's `frames` [3, 4, H, W] where `unknown` [4, H, W]; `rays`
+        [H*W, 3] go through the pixels, whose inverse depth is `near` [4, H*W]."""
+        flat, aspect = frames.flatten(2), frames.shape[3] / frames.shape[2]
+        for t, wanted in enumerate(unknown.flatten(1)):
+            pixel = torch.nonzero(wanted).flatten()
+            for g in torch.nonzero(self.useful[row]).flatten().tolist():
+                if not len(pixel):
+                    break
+                where, share = look_up(rays[pixel], self.turn[row, g, t], self.move[row, g, t], near[t, pixel], self.focal, aspect)
+                shows = inside(where, share)
+                places = where[shows][None, None]
+                colours = F.grid_sample(self.pictures[row : row + 1, g], places, padding_mode="border", align_corners=False)
+                flat[:, t, pixel[shows]] = colours[0, :, 0]
+                pixel = pixel[~shows]

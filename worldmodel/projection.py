@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SPREAD = ((1, 0.0), (2, 1.1), (4, 2.0), (8, 4.0))
-"""Over how many places and axis a point is spread that has come closer by more than so many times; else what is behind would show."""
+SPREAD = ((0, 0.0), (1, 1.1), (2, 2.0), (3, 4.0))
+"""Over how many places and axis, as powers of two, a point is spread that has come closer by more than so many times; else what is behind
+would show."""
 
 
 def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,11 +44,9 @@ def pixel_rays(
     return torch.stack([x / f, y / fy, torch.ones_like(x)], -1).flatten(0, 1).to(device, dtype)
 
 
-def look_up(
-    rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, whether inside it [..., P], and how far
-    away from that one what they show is, as a share of its distance here [..., P].
+def look_up(rays: Tensor, turn: Tensor, move: Tensor, inverse_depth: Tensor | float, focal: float, aspect: float) -> tuple[Tensor, Tensor]:
+    """Where rays [P, 3] of one camera meet another's picture: (x, y) [..., P, 2] in -1..1, and how far away from that one what they
+    show is, as a share of its distance here [..., P].
 
     `turn` [..., 3, 3] and `move` [..., 3] are `relative`'s, `inverse_depth` a number or [..., 1, P], `aspect` width over height.
     """
@@ -55,9 +54,15 @@ def look_up(
     there += inverse_depth * move.unsqueeze(-1)
     x, y, z = there.unbind(-2)
     scale = 2 * focal / z.clamp_min(0.05)
-    x *= scale
-    y *= scale.mul_(aspect)
-    return torch.stack([x, y], -1), (x.abs() <= 1) & (y.abs() <= 1) & (z > 0.05), z
+    where = torch.empty(*z.shape, 2, device=z.device, dtype=z.dtype)
+    torch.mul(x, scale, out=where[..., 0])
+    torch.mul(y, scale.mul_(aspect), out=where[..., 1])
+    return where, z
+
+
+def inside(where: Tensor, share: Tensor) -> Tensor:
+    """Which of the places that `look_up` gives are in the picture, and not behind the camera: [..., P]"""
+    return (where.abs() <= 1).all(-1) & (share > 0.05)
 
 
 def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tuple[Tensor, Tensor]:
@@ -80,11 +85,16 @@ def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tu
     inside = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     near = near / z.clamp_min(0.05)
     out = near.new_full((m, height, width), -1.0)
-    for places, grown in SPREAD:  # of the picture and of grids of larger places
+    for power, grown in SPREAD:  # of the picture and of grids of larger places
+        grew = inside & (z * grown < 1)
+        if not grew.any():
+            break
+        places = 1 << power
         h, w = -(-height // places), -(-width // places)
-        lands = torch.where(inside & (z * grown < 1), row // places * w + column // places, h * w)  # one place more for the others
+        lands = torch.where(grew, (row >> power) * w + (column >> power), h * w)  # one place more for the others
         seen = near.new_full((m, h * w + 1), -1.0).scatter_reduce_(1, lands, near, "amax")[:, :-1].view(m, h, w)
-        seen = seen.repeat_interleave(places, 1)[:, :height].repeat_interleave(places, 2)[:, :, :width]
+        if power:
+            seen = seen.repeat_interleave(places, 1)[:, :height].repeat_interleave(places, 2)[:, :, :width]
         out = torch.maximum(out, seen)
     wider = F.max_pool2d(out, 3, 1, 1)
     there_is = F.max_pool2d((wider < 0).to(out), 3, 1, 1) == 0  # gaps closed, while edges stay where they were

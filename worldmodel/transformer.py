@@ -118,7 +118,7 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 class Visibility:
     """What the queries of one forward pass may look at besides each other.
 
-    Training: `layout` (mask over full and pooled keys of the same sequence). Inference: rotated keys and values of the
+    Training: `layout` (which full and pooled latent frames of the same sequence). Inference: rotated keys and values of the
     memory with room behind them, or `each` sequence's own where memories differ. Neither: plain bidirectional attention, as in Wan.
     """
 
@@ -165,9 +165,9 @@ class Attention(nn.Module):
     def query(self, x: Tensor, pose: Tensor | float = 0.0) -> Tensor:
         return self.norm_q(self.to_q(x) + pose).unflatten(2, (self.heads, -1))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Values [B, L, heads, head_dim] mixed by attention"""
-        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self.backend).type_as(query)
+        return dispatch_attention_fn(query, key, value, backend=self.backend).type_as(query)
 
     def project(self, mixed: Tensor) -> Tensor:
         """[B, L, heads, head_dim] -> [B, L, D]"""
@@ -241,39 +241,50 @@ class WorldTransformerBlock(nn.Module):
         return (y.unflatten(1, (frames, -1)) * (1 + scale) + shift).flatten(1, 2).to(self.attn1.dtype)
 
     def _attend(self, query: Tensor, rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> Tensor:
-        """Self-attention; sequences whose memories differ in length attend one by one, all else is done together."""
+        """Self-attention. Of a whole sequence, each latent frame looks at those that it sees; sequences whose memories differ in length
+        attend one by one; all else is done together."""
+        if seen.layout is not None:
+            return self._attend_by_frames(query, rotated, key, value, seen)
         if not seen.each:
             return self.attn1.attend(query, *self._look(rotated, key, value, layer, seen))
         rows = []
         for row, own in zip(zip(*(x.split(1) for x in (query, rotated, key, value)), strict=True), seen.each, strict=True):
-            rows.append(self.attn1.attend(row[0], *self._look(*row[1:], layer, own)[:2]))
+            rows.append(self.attn1.attend(row[0], *self._look(*row[1:], layer, own)))
         return torch.cat(rows)
 
+    def _attend_by_frames(self, query: Tensor, rotated: Tensor, key: Tensor, value: Tensor, seen: Visibility) -> Tensor:
+        """Attention [B, L, heads, head_dim] of a whole sequence as `seen.layout` says"""
+        layout = seen.layout
+        pooled = layout.pool(key, seen.grid)
+        keys = torch.cat([rotated, rotate(pooled, seen.pooled_turn)], 1).split(layout.sizes, 1)
+        values = torch.cat([value, layout.pool(value, seen.grid)], 1).split(layout.sizes, 1)
+        parts = query.split([tokens for tokens, _ in layout.reads], 1)
+        return torch.cat(
+            [
+                self.attn1.attend(part, torch.cat([keys[i] for i in frames], 1), torch.cat([values[i] for i in frames], 1))
+                for part, (_, frames) in zip(parts, layout.reads, strict=True)
+            ],
+            1,
+        )
+
     @staticmethod
-    def _look(rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All keys and values of this pass, and the mask if there is one."""
-        if seen.layout is not None:
-            pooled_keys = seen.layout.pool(key, seen.grid)
-            pooled_values = seen.layout.pool(value, seen.grid)
-            if pooled_keys.shape[1]:
-                rotated = torch.cat([rotated, rotate(pooled_keys, seen.pooled_turn)], dim=1)
-                value = torch.cat([value, pooled_values], dim=1)
-            return rotated, value, seen.layout.mask
+    def _look(rotated: Tensor, key: Tensor, value: Tensor, layer: int, seen: Visibility) -> tuple[Tensor, Tensor]:
+        """All keys and values of this pass."""
         if seen.turn is not None:
             past_keys, past_values = (x[layer, :, :, : seen.filled].transpose(1, 2).to(value.dtype) for x in (seen.keys, seen.values))
-            return torch.cat([rotate(past_keys, seen.turn), rotated], 1), torch.cat([past_values, value], 1), None
+            return torch.cat([rotate(past_keys, seen.turn), rotated], 1), torch.cat([past_values, value], 1)
         if seen.keys is not None and torch.is_grad_enabled():  # the memory is a constant, and the graph keeps nothing of its buffers
             past_keys, past_values = (buffer[layer, :, :, : seen.filled].detach() for buffer in (seen.keys, seen.values))
             keys = torch.cat([past_keys, rotated.transpose(1, 2)], dim=2)
             values = torch.cat([past_values, value.transpose(1, 2)], dim=2)
-            return keys.transpose(1, 2), values.transpose(1, 2), None
+            return keys.transpose(1, 2), values.transpose(1, 2)
         if seen.keys is not None:
             end = seen.filled + key.shape[1]
             keys, values = seen.keys[layer], seen.values[layer]
             keys[:, :, seen.filled : end] = rotated.transpose(1, 2)
             values[:, :, seen.filled : end] = value.transpose(1, 2)
-            return keys[:, :, :end].transpose(1, 2), values[:, :, :end].transpose(1, 2), None
-        return rotated, value, None
+            return keys[:, :, :end].transpose(1, 2), values[:, :, :end].transpose(1, 2)
+        return rotated, value
 
 
 class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin):
@@ -425,7 +436,7 @@ class CausalWorldTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, FromOrig
             actions, poses: per video frame [B, F, 13] and [B, F, 9]; or `camera`, which is `encode_camera` of them.
             memory: the latents are the next chunk after what is in the memory; `write` stores their keys and values, `keep` puts them
                 there without counting them before `memory.commit`. A `MemoryTeam` is one memory for each sequence of the batch.
-            layout: the latents are a whole sequence seen through this mask (`memory.training_layout`).
+            layout: the latents are a whole sequence, each seeing what this says (`memory.training_layout`).
             With neither, attention is bidirectional, as in Wan.
             view: of the last latent frames of each sequence, [B * how many] views; needs `view_focal`.
         """
