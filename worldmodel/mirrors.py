@@ -4,7 +4,8 @@ A small model's mean of all that may be there is fog. A mirror that stands on a 
 without a seam, is as sharp as the picture, of the same kind and in the same light, and whose depth is known as well as the picture's, so
 that it stays a place when the camera moves. The mirrors are the planes through the camera and the picture's left and right edges, and each
 is seen in the other, which is enough to turn all the way around. They are upright, so a floor stays a floor. (Mirrors at the lower
-and the upper edge, upright too, where floor and ceiling end, were tried: what they add is a jumble. There a view goes on from its edge.)
+and the upper edge, upright too, where floor and ceiling end, were tried: what they add is a jumble.) Above and below a picture, or its mirror
+image, what is at its edge is drawn out, the softer the farther away (`drawn_out`).
 
 Mirrors stand on few pictures (`EVERY`), since one on every new picture would show its last few degrees over and over.
 """
@@ -24,8 +25,10 @@ from worldmodel.projection import inside, look_up, pixel_rays, relative, splat
 
 EVERY = 8
 """Latent frames between two pictures that mirrors may stand on; and on the first that is remembered."""
-COUNT = 2
-"""Mirrors that a view gets."""
+COUNT, DRAWN = 2, 2
+"""Mirrors that a view gets, and pictures or mirrors that are drawn out."""
+SOFTENS = 0.5
+"""Over how many pixels more for each pixel beyond a picture's edge what is at the edge is averaged there."""
 PLACES = 4, 32
 """Of a picture, rows and columns, that are looked at to choose mirrors: close to its left and right edges too."""
 
@@ -40,10 +43,26 @@ def side_mirrors(focal: float) -> Tensor:
     return torch.stack([right, left, left @ right, right @ left])
 
 
+def drawn_out(picture: Tensor, where: Tensor) -> Tensor:
+    """Colours [3, P] at places (x, y) [P, 2] beyond the edges of a picture [3, H, W]: what is at its edge, the softer the farther away, so
+    that a tree that is cut off does not go on as a stripe."""
+    over = (where.abs() - 1).amax(-1).clamp(0, 2) * (picture.shape[-1] / 2)  # pixels; of a picture's width at most
+    level = (1 + over * SOFTENS).log2()
+    colours = picture.new_zeros(3, len(where))
+    for power in range(int(level.max()) + 2 if len(where) else 0):  # averages over squares of two to the power of this
+        share = 1 - (level - power).abs()
+        pick = torch.nonzero(share > 0).flatten()
+        found = F.grid_sample(picture[None], where[pick][None, None], padding_mode="border", align_corners=False)[0, :, 0]
+        colours[:, pick] += found * share[pick]
+        picture = F.avg_pool2d(picture[None], 2, ceil_mode=True)[0] if min(picture.shape[-2:]) > 1 else picture
+    return colours
+
+
 def choose_mirrors(
     here: Tensor, there: Tensor, index: Tensor, allowed: Tensor, worth: Tensor, unknown: Tensor, near: Tensor, focal: float, aspect: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mirrors that show most of what no picture does, one after the other, those of better pictures first.
+    """The mirrors that show most of what no picture does, one after the other, those of better pictures first; then the pictures or mirrors
+    above and below which most of the rest is.
 
     Args:
         here: pose codes [N, S, 9] of pictures, `index` [S] when they were, in latent frames; `allowed` [N, S], which are remembered.
@@ -53,26 +72,35 @@ def choose_mirrors(
         focal, aspect: focal length over width, and width over height.
 
     Returns:
-        picks [N, COUNT] of the pictures, reflections [N, COUNT, 3, 3] in the axes of their cameras, and whether they add anything
-        [N, COUNT].
+        picks [N, COUNT + DRAWN] of the pictures, reflections [N, .., 3, 3] in the axes of their cameras, and whether they add
+        anything [N, ..].
     """
     rows = torch.arange(len(here), device=here.device)
     may = allowed & (index % EVERY == 0)
     may[rows, allowed.to(torch.uint8).argmax(1)] = True
     worth = worth * may
     turn, move = relative(here, there.unsqueeze(1))
-    sides = side_mirrors(focal).to(here)
+    sides = torch.cat([torch.eye(3)[None], side_mirrors(focal)]).to(here)  # the picture itself, and its mirrors
     turn, move = sides @ turn.unsqueeze(2), (sides @ move.unsqueeze(2).unsqueeze(-1)).squeeze(-1)
     rays = pixel_rays(PLACES, focal, str(here.device), here.dtype, aspect)
-    shows = inside(*look_up(rays, turn, move, near.flatten(1)[:, None, None, None], focal, aspect))
-    shows = shows & unknown.flatten(1)[:, None, None]  # N S 4 P
+    where, share = look_up(rays, turn, move, near.flatten(1)[:, None, None, None], focal, aspect)
+    unknown = unknown.flatten(1)[:, None, None]  # N 1 1 P
+    mirrored, beyond = inside(where, share) & unknown, above_or_below(where, share) & unknown  # N S 5 P
+    mirrored[:, :, 0] = False
     picks, which, useful = [], [], []
-    for _ in range(COUNT):
+    for n in range(COUNT + DRAWN):
+        shows = mirrored if n < COUNT else beyond
         most, best = (shows.sum(-1) * worth.unsqueeze(2)).flatten(1).max(1)
         pick, side = best // len(sides), best % len(sides)
-        shows = shows & ~shows[rows, pick, side][:, None, None]
+        rest = ~shows[rows, pick, side][:, None, None]
+        mirrored, beyond = mirrored & rest, beyond & rest
         picks.append(pick), which.append(side), useful.append(most > 0)
     return torch.stack(picks, 1), sides[torch.stack(which, 1)], torch.stack(useful, 1)
+
+
+def above_or_below(where: Tensor, share: Tensor) -> Tensor:
+    """Which of the places that `look_up` gives are right above or below the picture: [..., P]"""
+    return (where[..., 0].abs() <= 1) & (where[..., 1].abs() > 1) & (share > 0.05)
 
 
 @dataclass
@@ -90,7 +118,7 @@ class Mirrors:
     pictures: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def stand(self, there_is: Tensor, near: Tensor) -> Mirrored:
-        """The mirrors that show most of the last frame where points of no picture are: `there_is` [N, k, l] and inverse depth [N, k, l]"""
+        """What `choose_mirrors` takes for the last frame where points of no picture are: `there_is` [N, k, l] and inverse depth [N, k, l]"""
         missing = (~there_is).to(near)
         share = F.adaptive_avg_pool2d(missing, PLACES)
         near = F.adaptive_avg_pool2d(near * missing, PLACES) / share.clamp_min(1e-9)
@@ -104,7 +132,7 @@ class Mirrors:
 
 @dataclass
 class Mirrored:
-    """G pictures in mirrors, for the frames of a view.
+    """G pictures for the frames of a view: `COUNT` in mirrors, and `DRAWN`, in a mirror or not, that are drawn out above and below.
 
     pictures [N, G, 3, H, W] and their inverse depth [N, G, k, l]; `turn` [N, G, 4, 3, 3] and `move` [N, G, 4, 3] take points of the
     wanted frames into the cameras of the pictures, through the mirror; `useful` [N, G], whether it adds anything; `focal` is focal length
@@ -118,13 +146,10 @@ class Mirrored:
     useful: Tensor
     focal: float
 
-    def _useful(self) -> list[int]:
-        """Which of the mirrors add anything anywhere: where all is known, none"""
-        return torch.nonzero(self.useful.any(0)).flatten().tolist()
 
     def depth(self, near: Tensor, there_is: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse depth [N, 4, k, l] of the wanted frames and where there is any, with what the mirrors add where there is none."""
-        for g in self._useful():
+        for g in torch.nonzero(self.useful[:, :COUNT].any(0)).flatten().tolist():
             points = self.inverse_depth[:, g].repeat_interleave(near.shape[1], 0)
             seen, shows = splat(self.turn[:, g].flatten(0, 1), self.move[:, g].flatten(0, 1), points, self.focal)
             adds = shows.view_as(near) & self.useful[:, g, None, None, None] & ~there_is
@@ -132,8 +157,8 @@ class Mirrored:
         return near, there_is
 
     def paint(self, row: int, frames: Tensor, unknown: Tensor, rays: Tensor, near: Tensor) -> None:
-        """Put the colours of the first mirror that shows them into one view's `frames` [3, 4, H, W] where `unknown` [4, H, W]; `rays`
-        [H*W, 3] go through the pixels, whose inverse depth is `near` [4, H*W]."""
+        """Put the colours of the first that has some into one view's `frames` [3, 4, H, W] where `unknown` [4, H, W]; `rays` [H*W, 3]
+        go through the pixels, whose inverse depth is `near` [4, H*W]."""
         flat, aspect = frames.flatten(2), frames.shape[3] / frames.shape[2]
         for t, wanted in enumerate(unknown.flatten(1)):
             pixel = torch.nonzero(wanted).flatten()
@@ -141,8 +166,6 @@ class Mirrored:
                 if not len(pixel):
                     break
                 where, share = look_up(rays[pixel], self.turn[row, g, t], self.move[row, g, t], near[t, pixel], self.focal, aspect)
-                shows = inside(where, share)
-                places = where[shows][None, None]
-                colours = F.grid_sample(self.pictures[row : row + 1, g], places, padding_mode="border", align_corners=False)
-                flat[:, t, pixel[shows]] = colours[0, :, 0]
+                shows, picture = (inside if g < COUNT else above_or_below)(where, share), self.pictures[row, g]
+                flat[:, t, pixel[shows]] = drawn_out(picture, where[shows])
                 pixel = pixel[~shows]

@@ -52,7 +52,7 @@ class Renderer:
         lens.setFov(fov, float(np.rad2deg(2 * np.arctan(tangent * size[0] / size[1]))))
         film = lens.getFilmSize()
         lens.setFilmOffset(-_RASTER_SHIFT * film[0] / (size[1] * supersample), _RASTER_SHIFT * film[1] / (size[0] * supersample))
-        lens.setNearFar(0.12 if self.scene.indoor else 0.2, FAR)
+        lens.setNearFar(self._near, FAR)
         self._camera = self._root.attachNewNode(Camera("camera", lens))
 
     def at(self, size: tuple[int, int], supersample: int | None = None, fov: float | None = None) -> Renderer:
@@ -85,7 +85,9 @@ class Renderer:
         finally:
             self._sky.show()
             one._camera.node().setInitialState(_empty_state())
-        # what is farther than a pass reaches comes out as nearest of all where the rasteriser overflows: the far pass knows
+        # what is farther than a pass reaches, and a few pixels at edges of triangles, come out as nearest of all where the rasteriser
+        # overflows: the far pass knows
+        fine = np.where(fine < self._near, far, fine)
         return np.where(far <= self.depth_range + FAR / DEPTH_LEVELS, fine, np.inf).astype(np.float32)
 
     def _levels(self, reach: float) -> np.ndarray:
@@ -94,6 +96,11 @@ class Renderer:
         pixels = _target(self.size).draw(self._camera)
         level = ((pixels >> 16 & 0xFF) << 8) | (pixels >> 8 & 0xFF)
         return np.where(((pixels & 0xFF) == _SEEN) & (level < DEPTH_LEVELS - 1), (level + 0.5) * (reach / DEPTH_LEVELS), np.inf)
+
+    @property
+    def _near(self) -> float:
+        """Metres, nearer than which nothing is drawn."""
+        return 0.12 if self.scene.indoor else 0.2
 
     @property
     def depth_range(self) -> float:
