@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_camera_view import FOCAL, Pixels, codes, look
 
 from worldmodel.camera_view import CameraView
-from worldmodel.mirrors import COUNT, EVERY, PLACES, Mirrors, choose_mirrors, side_mirrors
+from worldmodel.mirrors import COUNT, DRAWN, EVERY, PLACES, SOFTENS, Mirrors, choose_mirrors, drawn_out, side_mirrors
 from worldmodel.projection import pixel_rays, relative, rotation_and_position
 
 SIZE = (48, 64)
@@ -87,7 +87,7 @@ def test_a_floor_stays_a_floor():
 def test_mirrors_are_chosen_greedily_among_few_pictures():
     rng, count = np.random.default_rng(0), 3 * EVERY
     keys, lengths = rng.permutation(["w", "a", "left", "right", "left"] * 8), rng.integers(2, 9, 40)
-    code = codes(" ".join(f"{k}*{int(n)}" for k, n in zip(keys, lengths, strict=True)))
+    code = codes(" ".join(f"{k}*{int(n)}" for k, n in zip(keys, lengths, strict=True)) + " up*28")
     here, there = code[: 4 * count : 4][None], code[-1:]
     index, worth = torch.arange(count) + 5, torch.rand(1, count)
     allowed = torch.ones(1, count, dtype=torch.bool)
@@ -96,19 +96,52 @@ def test_mirrors_are_chosen_greedily_among_few_pictures():
     picks, reflections, useful = choose_mirrors(here, there, index, allowed, worth, unknown, near, FOCAL, ASPECT)
     turn, move = (x[0, :, 0] for x in relative(here.unsqueeze(2), there[:, None, None]))
     left = torch.nonzero(unknown.flatten()).flatten().tolist()
-    for g in range(COUNT):
+    plain_and_mirrored = [torch.eye(3), *side_mirrors(FOCAL)]
+    for g in range(COUNT + DRAWN):
         best = (0.0, 0, 0, [])
         for s in [0] + [i for i in range(count) if int(index[i]) % EVERY == 0]:
-            for m, mirror in enumerate(side_mirrors(FOCAL)):
+            for m, mirror in enumerate(plain_and_mirrored):
+                if g < COUNT and m == 0:
+                    continue
                 seen = []
                 for p in left:
                     x, y, z = (mirror @ (turn[s] @ rays[p] + near.flatten()[p] * move[s])).tolist()
-                    if z > 0.05 and abs(x / z) * 2 * FOCAL <= 1 and abs(y / z) * 2 * FOCAL * ASPECT <= 1:
+                    within = abs(y / z) * 2 * FOCAL * ASPECT <= 1
+                    if z > 0.05 and abs(x / z) * 2 * FOCAL <= 1 and within == (g < COUNT):
                         seen.append(p)
                 if len(seen) * float(worth[0, s]) > best[0]:
                     best = (len(seen) * float(worth[0, s]), s, m, seen)
-        assert int(picks[0, g]) == best[1] and torch.equal(reflections[0, g], side_mirrors(FOCAL)[best[2]])
         assert bool(useful[0, g]) == (best[0] > 0)
+        if useful[0, g]:
+            assert int(picks[0, g]) == best[1] and torch.equal(reflections[0, g], plain_and_mirrored[best[2]])
         left = [p for p in left if p not in best[3]]
-    assert useful[0, 0]
+    assert useful[0, 0] and useful[0, COUNT]
     assert not choose_mirrors(here, there, index, allowed, worth, torch.zeros_like(unknown), near, FOCAL, ASPECT)[2].any()
+
+
+def test_what_is_drawn_out_is_the_edge_and_then_averages_of_growing_squares():
+    picture = torch.rand(3, 32, 64)
+    at_the_edge = torch.tensor([[2 * (7 + 0.5) / 64 - 1, 1.0], [2 * (20 + 0.5) / 64 - 1, -1.0]])
+    assert torch.allclose(drawn_out(picture, at_the_edge), picture[:, [-1, 0], [7, 20]], atol=1e-5)
+    for power in (1, 2, 3):
+        side = 2**power
+        beyond = 1 + 2 / 64 * (side - 1) / SOFTENS  # so many pixels that squares of this side are averaged
+        column = 2 * side  # the squares' first column
+        places = torch.tensor([[2 * (column + side / 2) / 64 - 1, -beyond]])
+        want = picture[:, :side, column : column + side].mean((1, 2))
+        assert torch.allclose(drawn_out(picture, places)[:, 0], want, atol=1e-4)
+    assert drawn_out(picture, torch.zeros(0, 2)).shape == (3, 0)
+    assert torch.isfinite(drawn_out(picture, torch.tensor([[0.3, 1e6]]))).all()
+
+
+def test_a_stripe_that_a_picture_cuts_off_fades_above_it():
+    """Looking up by 30 degrees, chunk by chunk: right above the picture the stripe goes on, far above it is as what is beside it."""
+    picture = torch.full((3, *SIZE), -1.0)
+    picture[:, :, 28:36] = 1.0
+    code = codes("up*24")
+    rows = []
+    for last in (8, 24):
+        view = view_of(picture, code[0], code[last - 3 : last + 1], torch.zeros(SIZE[0] // 2, SIZE[1] // 2))
+        top = view.frames[0, 0, -1, 0]
+        rows.append(float(top.max() - top.min()))
+    assert 0.5 < rows[0] < 2.01 and rows[1] < 0.5 * rows[0]
