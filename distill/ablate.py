@@ -30,6 +30,8 @@ from distill.compare import read_records
 from distill.dataset import read_clip
 from distill.flops import count_flops
 from distill.latents import Walks, encode_clips, load_walks, window_counts
+from distill.parallel import ALONE
+from distill.precision import training_dtype
 from distill.rollout import RollOutConfig, play_held_out
 from distill.scenes.__main__ import parse_seeds
 from distill.scenes.dataset import Settings, clip_stem, missing, write_dataset
@@ -167,7 +169,8 @@ class Runs:
             autoencoder = made.with_depth(*depth).eval().requires_grad_(False)
         walks = replace(walks, balance=recipe.data.balance)
         kind = EasyFirst if variant.easy else CausalStage
-        return kind(replace(recipe.causal, steps=steps), folder, walks, held_out, autoencoder, CPU)
+        ranks = replace(ALONE, dtype=training_dtype(recipe.precision, CPU))
+        return kind(replace(recipe.causal, steps=steps), folder, walks, held_out, autoencoder, CPU, ranks=ranks)
 
     def autoencoder(self, variant: Variant, seed: int, steps: int, folder: Path) -> AutoencoderStage:
         recipe, frames = replace(variant.recipe(seed).autoencoder, steps=steps), self.data.frames

@@ -17,8 +17,8 @@ from distill.recipe import Recipe, load_recipe
 VERSION = 4  # counts up when a run or a measure changes, so that old lines are not mixed with new ones
 SEEDS = (0, 1)
 BASE = (
-    "stages=[causal]", "data.clips=120", "data.held_out=16", "data.frames=81", "data.size=128", "data.autoencoder_clips=120",
-    "data.balance=0",
+    "stages=[causal]", "precision=weights",
+    "data.clips=120", "data.held_out=16", "data.frames=81", "data.size=128", "data.autoencoder_clips=120", "data.balance=0",
     "causal.transformer.num_attention_heads=4", "causal.transformer.attention_head_dim=32", "causal.transformer.ffn_dim=320",
     "causal.transformer.num_layers=4", "causal.transformer.prediction_type=sample", "causal.transformer.view_focal=0.714074",
     "causal.transformer.view_pictures=3", "causal.transformer.patch_size=[1,1,1]", "causal.sampler.steps=1", "causal.sampler.shift=5.0",
@@ -61,7 +61,8 @@ class Variant:
     def key(self, kind: str, seed: int) -> str:
         """Names a run by everything that makes it what it is, so runs that several comparisons share are made once."""
         recipe = self.recipe(seed)
-        what = [VERSION, kind, asdict(recipe.data), asdict(getattr(recipe, kind)), asdict(self) | {"label": "", "overrides": ()}]
+        sections = [recipe.precision, asdict(recipe.data), asdict(getattr(recipe, kind))]
+        what = [VERSION, kind, *sections, asdict(self) | {"label": "", "overrides": ()}]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -128,6 +129,7 @@ COMPARISONS = (
         (Variant("Muon, 0.02"), Variant("AdamW, 0.002", ("autoencoder.optimiser=adamw", "autoencoder.lr=0.002"))),
         "autoencoder",
     ),
+    Comparison("products of matrices", (Variant("float32"), Variant("bfloat16", ("precision=bfloat16",)))),
     Comparison(
         "share of pure noise", (Variant("half"), Variant("none", ("causal.pure_noise=0",)), Variant("all", ("causal.pure_noise=1",)))
     ),

@@ -11,8 +11,8 @@ import pytest
 
 import distill.scenes as scenes
 from distill.dataset import read_clip, write_clip
-from distill.scenes.__main__ import main
 from distill.scenes import depth_maps, start_pose
+from distill.scenes.__main__ import main
 from distill.scenes.dataset import Settings, clip_stem, make_clip, write_dataset
 from distill.scenes.mesh import Mesh
 from distill.scenes.renderer import Renderer
