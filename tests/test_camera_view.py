@@ -264,6 +264,25 @@ def test_a_rollout_sees_what_training_sees(small, chunk, schedule):
 
 
 @torch.no_grad()
+def test_what_is_guessed_is_shown_however_closed_the_gate(small):
+    autoencoder, model = orthogonal_code(), small[1]
+    side, code = 4 * model.config.patch_size[1], codes("left*24")[None]
+    picture = torch.randn(1, 6, 1, side, side)
+    view = start_view(autoencoder, picture, code, FOCAL)
+    guessed = view.guessed[-1, 0]
+    assert (guessed == 1).any() and (guessed == 0).any()
+    model.view_blend.gate.weight.zero_()
+    outs = []
+    for bias in (-1e4, 1e4):
+        model.view_blend.gate.bias.fill_(bias)
+        outs.append(model(torch.zeros(1, 6, 6, side, side), torch.tensor([500.0]), torch.zeros(1, 3, 8), view=view)[0, :, -1])
+    closed, opened = outs
+    assert torch.allclose(opened, view.latents[-1], atol=1e-5)
+    assert torch.allclose(closed[:, guessed == 1], view.latents[-1][:, guessed == 1], atol=1e-5)
+    assert (closed - opened).abs()[:, guessed == 0].amax(0).min() > 1e-3
+
+
+@torch.no_grad()
 def test_an_open_gate_gives_the_warped_picture(small):
     autoencoder, model = orthogonal_code(), small[1]
     model.view_blend.gate.bias.fill_(1e4)

@@ -118,7 +118,7 @@ class CameraView:
     Attributes:
         frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
         known: [N, 4, h', w'], with what quality, as finely as depth is told; 0 where no picture shows it.
-        latents: [N, C, h, w] of `frames`.
+        latents: [N, C, h, w] of `frames`, and `guessed` [N, 1, h, w], the share of each that no picture shows.
         inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
 
@@ -157,6 +157,7 @@ class CameraView:
             if mirrors is not None:
                 mirrored.paint(row, self.frames[row], unknown, rays, pixels)
         self.latents = autoencoder.encode(self.frames, grouped=True)[:, :, 0]
+        self.guessed = F.adaptive_avg_pool2d((self.known == 0).to(near).mean(1, keepdim=True), self.latents.shape[-2:])
 
     def depth_of(self, latents: Tensor) -> Tensor:
         """Inverse depth [N, k, l] of the last pictures of new latent frames [N, C, h, w]: carried over where pictures' points gave it, so
@@ -167,7 +168,7 @@ class CameraView:
     def together(cls, views: Sequence[CameraView]) -> CameraView:
         """The views of several sequences as one, in their order."""
         joined = copy.copy(views[0])
-        for name in ("frames", "known", "latents", "inverse_depth", "measured"):
+        for name in ("frames", "known", "latents", "guessed", "inverse_depth", "measured"):
             setattr(joined, name, torch.cat([getattr(view, name) for view in views]))
         return joined
 
@@ -355,5 +356,9 @@ class ViewBlend(nn.Module):
         return self.enter(shown) + self.enter_reach(reach)
 
     def forward(self, hidden: Tensor, out: Tensor, view: CameraView) -> Tensor:
-        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the view's latents as far as its gate is open"""
-        return torch.lerp(out, to_patches(view.latents, self.patch).to(out), torch.sigmoid(self.gate(hidden)))
+        """hidden [N, L, D], prediction [N, L, ph*pw*C] -> the prediction, changed to the view's latents as far as its gate is open, and
+        wholly where the view is a guess: the mean of all that may be there is fog"""
+        latents = len(view.latents[0])
+        gate = torch.sigmoid(self.gate(hidden))
+        guessed = to_patches(view.guessed, self.patch).to(gate).repeat_interleave(latents, -1)
+        return torch.lerp(out, to_patches(view.latents, self.patch).to(out), torch.maximum(gate, guessed))

@@ -49,12 +49,13 @@ def drawn_out(picture: Tensor, where: Tensor) -> Tensor:
     over = (where.abs() - 1).amax(-1).clamp(0, 2) * (picture.shape[-1] / 2)  # pixels; of a picture's width at most
     level = (1 + over * SOFTENS).log2()
     colours = picture.new_zeros(3, len(where))
-    for power in range(int(level.max()) + 2 if len(where) else 0):  # averages over squares of two to the power of this
+    for power in range(int(level.max().ceil()) + 1 if len(where) else 0):  # averages over squares of two to the power of this
+        if power and min(picture.shape[-2:]) > 1:
+            picture = F.avg_pool2d(picture[None], 2, ceil_mode=True)[0]
         share = 1 - (level - power).abs()
         pick = torch.nonzero(share > 0).flatten()
         found = F.grid_sample(picture[None], where[pick][None, None], padding_mode="border", align_corners=False)[0, :, 0]
         colours[:, pick] += found * share[pick]
-        picture = F.avg_pool2d(picture[None], 2, ceil_mode=True)[0] if min(picture.shape[-2:]) > 1 else picture
     return colours
 
 
