@@ -4,8 +4,8 @@ A small model's mean of all that may be there is fog. A mirror that stands on a 
 without a seam, is as sharp as the picture, of the same kind and in the same light, and whose depth is known as well as the picture's, so
 that it stays a place when the camera moves. The mirrors are the planes through the camera and the picture's left and right edges, and each
 is seen in the other, which is enough to turn all the way around. They are upright, so a floor stays a floor. (Mirrors at the lower
-and the upper edge, upright too, where floor and ceiling end, were tried: what they add is a jumble.) Above and below a picture, or its mirror
-image, what is at its edge is drawn out, the softer the farther away (`drawn_out`).
+and the upper edge, upright too, where floor and ceiling end, were tried: what they add is a jumble.) Above and below a picture, or its
+image in a mirror, what is at its edge is drawn out, the softer the farther away (`drawn_out`).
 
 Mirrors stand on few pictures (`EVERY`), since one on every new picture would show its last few degrees over and over.
 """
@@ -119,7 +119,7 @@ class Mirrors:
     pictures: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def stand(self, there_is: Tensor, near: Tensor) -> Mirrored:
-        """What `choose_mirrors` takes for the last frame where points of no picture are: `there_is` [N, k, l] and inverse depth [N, k, l]"""
+        """What `choose_mirrors` takes for where in the last frame no points are: `there_is` [N, k, l] and inverse depth [N, k, l]"""
         missing = (~there_is).to(near)
         share = F.adaptive_avg_pool2d(missing, PLACES)
         near = F.adaptive_avg_pool2d(near * missing, PLACES) / share.clamp_min(1e-9)
