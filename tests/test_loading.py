@@ -9,6 +9,7 @@ import wan_files
 from small import picture
 from test_tiny_decoder import published
 
+from worldmodel.loading import find_model
 from worldmodel.memory import MemoryConfig
 from worldmodel.model import ModelError, WorldModel
 from worldmodel.text import PromptCache, TextConfig, TextError
@@ -167,3 +168,8 @@ def test_a_newcomers_mistakes_have_clear_answers(place, tmp_path):
     (tmp_path / "own" / "transformer" / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not readable JSON"):
         WorldModel.from_pretrained(tmp_path / "own")
+
+
+def test_packaged_configs_do_not_say_where_they_were_made():
+    configs = sorted(find_model("tiny").glob("*/config.json"))
+    assert len(configs) == 2 and all("_name_or_path" not in path.read_text() for path in configs)

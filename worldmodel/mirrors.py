@@ -147,7 +147,6 @@ class Mirrored:
     useful: Tensor
     focal: float
 
-
     def depth(self, near: Tensor, there_is: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse depth [N, 4, k, l] of the wanted frames and where there is any, with what the mirrors add where there is none."""
         for g in torch.nonzero(self.useful[:, :COUNT].any(0)).flatten().tolist():

@@ -82,11 +82,11 @@ def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tu
     x, y, z = (turn.transpose(1, 2) @ (rays.T - near.unsqueeze(1) * move.unsqueeze(2))).unbind(1)  # M hw
     scale = focal * width / z.clamp_min(0.05)
     column, row = (x * scale + width / 2).floor().long(), (y * scale + height / 2).floor().long()
-    inside = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    falls = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     near = near / z.clamp_min(0.05)
     out = near.new_full((m, height, width), -1.0)
     for power, grown in SPREAD:  # of the picture and of grids of larger places
-        grew = inside & (z * grown < 1)
+        grew = falls & (z * grown < 1)
         if not grew.any():
             break
         places = 1 << power
