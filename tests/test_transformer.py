@@ -7,7 +7,8 @@ from diffusers import WanTransformer3DModel
 
 from worldmodel.camera import integrate, intrinsics_from_fov, pose_code
 from worldmodel.memory import MemoryConfig, rotate_into, teacher_forcing_layout, token_positions, training_layout
-from worldmodel.transformer import CausalWorldTransformer, RotaryEmbedding, rotate, token_rays
+from worldmodel.rotary import RotaryEmbedding, rotate
+from worldmodel.transformer import CausalWorldTransformer, token_rays
 
 WAN = dict(num_attention_heads=4, attention_head_dim=24, in_channels=6, out_channels=6, text_dim=20, freq_dim=32, ffn_dim=64, num_layers=3)
 GRID = (4, 4)  # tokens of an 8x8 latent with 2x2 patches

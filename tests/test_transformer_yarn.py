@@ -8,7 +8,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from worldmodel.memory import token_positions
-from worldmodel.transformer import CausalWorldTransformer, RotaryEmbedding, yarn_frequencies
+from worldmodel.rotary import RotaryEmbedding, yarn_frequencies
+from worldmodel.transformer import CausalWorldTransformer
 
 SMALL = dict(
     patch_size=(1, 1, 1), num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,

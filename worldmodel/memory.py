@@ -168,7 +168,7 @@ def pairs(x: Tensor) -> Tensor:
 
 def rotate_into(out: Tensor, x: Tensor, turn: Tensor) -> None:
     """Turn each pair of channels of x [..., N, head_dim] by `turn`, complex [N, head_dim/2], without a second copy: as
-    `transformer.rotate`.
+    `rotary.rotate`.
     """
     if out.dtype.itemsize >= 4:
         torch.mul(pairs(x), turn, out=pairs(out))

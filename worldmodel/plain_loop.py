@@ -12,7 +12,8 @@ from torch import Tensor
 
 from worldmodel.configs import SamplerConfig
 from worldmodel.memory import token_positions
-from worldmodel.transformer import CausalWorldTransformer, rotate
+from worldmodel.rotary import rotate
+from worldmodel.transformer import CausalWorldTransformer
 
 
 class PlainLoop:
