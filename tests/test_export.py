@@ -48,6 +48,12 @@ def played(model):
     return np.concatenate([world.first_frame[None], *(c.frames for c in world.stream(SCRIPT))])
 
 
+def alike(a, b):
+    """Whether pictures differ by what products of matrices differ whose factors lie elsewhere in memory: a grey level, in few places."""
+    apart = np.abs(a.astype(int) - b.astype(int))
+    return a.shape == b.shape and apart.max() <= 1 and (apart > 0).mean() < 1e-3
+
+
 @pytest.fixture(scope="module")
 def wan_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wan")
@@ -90,11 +96,11 @@ def hub(wan_model, own_model, tmp_path_factory):
 
 def test_a_wan_student_plays_in_plain_diffusers(wan_model, hub):
     seen = np.load(hub / "wan" / "seen.npz")
-    assert np.array_equal(seen["frames"], played(wan_model)) and seen["poses"].shape == (25, 4, 4)
-    assert np.array_equal(seen["first"], wan_model.start(picture(), "a snowy castle", seed=5).step("w*4").frames)
+    assert alike(seen["frames"], played(wan_model)) and seen["poses"].shape == (25, 4, 4)
+    assert alike(seen["first"], wan_model.start(picture(), "a snowy castle", seed=5).step("w*4").frames)
     back = WorldModel.from_pretrained(hub / "wan")
     back.text.dtype = torch.float32
-    assert back.fingerprint == wan_model.fingerprint and np.array_equal(played(back), played(wan_model))
+    assert back.fingerprint == wan_model.fingerprint and np.array_equal(played(back), seen["frames"])
     text = (hub / "wan" / "README.md").read_text()
     assert "trust_remote_code=True" in text and f"{wan_files.SIZE[0]}x{wan_files.SIZE[1]}" in text
     with pytest.raises(ModelError, match="is not empty"):
@@ -102,8 +108,8 @@ def test_a_wan_student_plays_in_plain_diffusers(wan_model, hub):
 
 
 def test_a_model_with_an_autoencoder_of_our_own_does_too(own_model, hub):
-    assert np.array_equal(np.load(hub / "own" / "seen.npz")["frames"], played(own_model))
-    assert np.array_equal(played(WorldModel.from_pretrained(hub / "own")), played(own_model))
+    seen = np.load(hub / "own" / "seen.npz")["frames"]
+    assert alike(seen, played(own_model)) and np.array_equal(seen, played(WorldModel.from_pretrained(hub / "own")))
 
 
 def test_the_command_starts_a_student_from_wan(tmp_path, capsys):
