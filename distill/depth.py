@@ -13,6 +13,8 @@ writes ``runs/depth/model``, the model's autoencoder with the depth that was lea
 from __future__ import annotations
 
 import argparse
+import copy
+import math
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,19 +40,26 @@ from worldmodel.depth import FAR, FINEST, PictureDepth
 
 WALK, EVERY = 96, 8
 """Frames of a walk, and of how many one is kept."""
+MIXED, NOISY = 0.2, 0.2
+"""Shares of the steps whose pictures have their colours mixed, and get noise."""
+THINGS = 8.0, 3.0
+"""About how many metres large things are, outdoors and indoors."""
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------
-def pictures_of_scene(seed: int, walks: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, H, W, 3] along random walks in a scene, and inverse depth float16 [N, H/2, W/2] in 1/steps."""
-    from distill.scenes import _world
+def pictures_of_scene(seed: int, walks: int, size: tuple[int, int], textured: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures uint8 [N, H, W, 3] along random walks in a scene, inverse depth float16 [N, H/2, W/2] in 1/steps, and whether the
+    pictures have textures [N], which all of a walk have or none, a share `textured` of walks."""
+    from distill.scenes import FOV, _world
+    from distill.scenes.texture import Textures
     from distill.scenes.trajectories import KINDS, random_script
     from distill.scenes.walk import walk
     from worldmodel.actions import to_array
 
     world, (height, width) = _world(seed), size
     draw = world.renderer.at(size, supersample=2)
-    frames, depths = [], []
+    focal = 0.5 / math.tan(math.radians(FOV) / 2)
+    frames, depths, has = [], [], []
     for k in range(walks):
         rng = np.random.default_rng([77, seed, k])
         start = int(rng.integers(RESERVED_START))
@@ -58,16 +67,22 @@ def pictures_of_scene(seed: int, walks: int, size: tuple[int, int]) -> tuple[np.
         kind = KINDS[int(rng.integers(len(KINDS)))]
         poses, _ = walk(world.space, start_pose(seed, start), to_array(random_script(rng, WALK, 1.0, kind, (1.0, 1.0))))
         poses = poses[int(rng.integers(EVERY)) :: EVERY]
-        frames += [draw.frame(pose) for pose in poses]
-        near = world.scene.step / depth_maps(seed, poses, size)
+        far, painter = depth_maps(seed, poses, size), np.random.default_rng([78, seed, k])
+        has += [bool(painter.random() < textured)] * len(poses)
+        pictures = [draw.frame(pose) for pose in poses]
+        if has[-1]:
+            textures = Textures(painter, THINGS[world.scene.indoor])
+            pictures = [textures.on(*shot, focal) for shot in zip(pictures, far, poses, strict=True)]
+        frames += pictures
+        near = world.scene.step / far
         depths.append(near.reshape(len(poses), height // FINEST, FINEST, width // FINEST, FINEST).mean((2, 4)).astype(np.float16))
-    return np.stack(frames), np.concatenate(depths)
+    return np.stack(frames), np.concatenate(depths), np.array(has)
 
 
-def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int]) -> None:
-    frames, depth = pictures_of_scene(seed, walks, size)
+def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int], textured: float) -> None:
+    frames, depth, has = pictures_of_scene(seed, walks, size, textured)
     part = path.with_suffix(".part.npz")
-    np.savez(part, frames=frames, depth=depth)
+    np.savez(part, frames=frames, depth=depth, textured=has)
     part.rename(path)
 
 
@@ -83,7 +98,7 @@ def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) ->
         return
     walks = (recipe.walks, recipe.gallery_walks)
     with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as workers:
-        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size) for s in todo]
+        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size, recipe.textured) for s in todo]
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
                 job.result()
@@ -91,12 +106,13 @@ def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) ->
             workers.shutdown(cancel_futures=True)
 
 
-def load_pictures(recipe: DepthRecipe, folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(pictures uint8 [N, H, W, 3], inverse depth float16 [N, H/2, W/2]) to train on, and of every tenth scene, held out."""
-    parts: list[list[tuple[Tensor, Tensor]]] = [[], []]
+def load_pictures(recipe: DepthRecipe, folder: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(pictures uint8 [N, H, W, 3], inverse depth float16 [N, H/2, W/2], whether they have textures [N]) to train on, and of every
+    tenth scene, held out."""
+    parts: list[list[tuple[Tensor, ...]]] = [[], []]
     for k, seed in enumerate(recipe.scenes):
         with np.load(folder / f"{seed:06d}.npz") as data:
-            parts[k % 10 == 9].append((torch.from_numpy(data["frames"]), torch.from_numpy(data["depth"])))
+            parts[k % 10 == 9].append(tuple(torch.from_numpy(data[name]) for name in ("frames", "depth", "textured")))
     if not all(parts):
         raise ValueError("Depth is measured on every tenth scene: give depth.seeds at least ten.")
     trained, held_out = (tuple(torch.cat(x) for x in zip(*part, strict=True)) for part in parts)
@@ -121,15 +137,15 @@ class DepthStage:
     """Trains the depth of `autoencoder`; the rest of it stays as it is."""
 
     def __init__(
-        self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, Tensor],
-        held_out: tuple[Tensor, Tensor], device: torch.device,
+        self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, ...],
+        held_out: tuple[Tensor, ...], device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.trained, self.held_out, self.device = recipe, Path(folder), trained, held_out, device
         torch.manual_seed(recipe.seed)
         self.autoencoder = autoencoder.to(device).requires_grad_(False)
-        self.model = PictureDepth(recipe.widths).to(device)
-        if autoencoder.depth is not None and list(autoencoder.config.depth_widths) == list(recipe.widths):
-            self.model.load_state_dict(autoencoder.depth.state_dict())
+        self.model = PictureDepth(tuple(recipe.widths), tuple(recipe.blocks)).to(device)
+        if autoencoder.depth is not None and autoencoder.depth.widths == self.model.widths:
+            self.model.begin_as(autoencoder.depth)
         optimiser = Optimisers(adamw(self.model.parameters(), recipe.lr, 0.01, (0.9, 0.98)))
         self.trainer = Trainer(
             "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.steps, warmup=100, decay=1.0, ema=0.999,
@@ -141,9 +157,9 @@ class DepthStage:
         return Step(self.recipe.batch, 0, "coded" if self._begin(step)[1] else "plain")
 
     def _begin(self, step: int) -> tuple[torch.Generator, bool, Tensor, Tensor]:
-        """The generator of a step, whether its pictures are coded, which rows they are, and three chances, drawn from it."""
+        """The generator of a step, whether its pictures are coded, which rows they are, and five chances, drawn from it."""
         rng = generator(self.recipe.seed, step)
-        rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(3, generator=rng)
+        rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(5, generator=rng)
         return rng, bool(self.recipe.pool == 1 and chance[0] < 0.7), rows, chance
 
     @torch.no_grad()
@@ -162,6 +178,10 @@ class DepthStage:
             x = F.interpolate(F.avg_pool2d(x, coarse, ceil_mode=True), x.shape[-2:], mode="bilinear")
         if chance[2] < 0.5:
             x, near = x.flip(-1), near.flip(-1)
+        if chance[3] < MIXED:
+            x = torch.einsum("ij,njhw->nihw", torch.eye(3) + 0.25 * torch.randn(3, 3, generator=rng), x)
+        if chance[4] < NOISY:
+            x = x + 0.15 * torch.rand((), generator=rng) * torch.randn(x.shape, generator=rng)
         gain = 1 + 0.15 * torch.randn(r.batch, 3, 1, 1, generator=rng).to(x)
         x = ((x + 1) * gain - 1 + 0.1 * torch.randn(r.batch, 1, 1, 1, generator=rng).to(x)).clamp(-1, 1)
         with autocast(self.device):
@@ -171,7 +191,8 @@ class DepthStage:
 
     @torch.no_grad()
     def sample(self, folder: Path) -> dict[str, Any]:
-        """Mean absolute error of the logarithm on held-out scenes, and a sheet: picture, truth, what was found."""
+        """Mean absolute error of the logarithm on held-out scenes, that of pictures with textures, and a sheet: picture, truth, what
+        was found."""
         pictures = (to_pictures(x).to(self.device) for x in self.held_out[0].split(64))
         found = torch.cat([self.model(self.coded(x) if self.recipe.pool == 1 else x).cpu() for x in pictures])[:, 0]
         truth = self.held_out[1].float()
@@ -179,11 +200,15 @@ class DepthStage:
         grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(FINEST, 1).repeat(FINEST, 2) for x in (truth, found)]
         rows = [self.held_out[0][pick].numpy(), *(g[..., None].repeat(3, -1) for g in grey)]
         Image.fromarray(np.concatenate([np.concatenate(list(r), 1) for r in rows])).save(folder / f"sheet-{self.trainer.step:06d}.png")
-        return {"error": round(float(((found + FAR).log() - (truth + FAR).log()).abs().mean()), 4)}
+        error, textured = ((found + FAR).log() - (truth + FAR).log()).abs().mean((1, 2)), self.held_out[2]
+        kinds = {"error": error[~textured], "textured": error[textured]}
+        return {name: round(float(e.mean()), 4) for name, e in kinds.items() if len(e)}
 
     def finish(self) -> TinyAutoencoder:
         """The autoencoder with the averaged weights of what was learned."""
-        return self.autoencoder.with_depth(self.recipe.widths, self.trainer.ema.weights, self.recipe.pool).to(self.device).eval()
+        learned = copy.deepcopy(self.model)
+        learned.load_state_dict(self.trainer.ema.weights)
+        return self.autoencoder.with_depth(learned, self.recipe.pool).to(self.device).eval()
 
 
 def train_depth(

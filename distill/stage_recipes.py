@@ -126,7 +126,9 @@ class DepthRecipe:
     walks: int = 4  # through each scene
     gallery_walks: int = 60  # through each of the gallery's
     widths: tuple[int, ...] = (48, 80, 128)
+    blocks: tuple[int, ...] = ()  # of the network, as `PictureDepth` takes them
     pool: int = 1  # pixels and axis that are averaged before depth is looked for
+    textured: float = 0.0  # share of the walks whose pictures get textures, as photographs have them
     steps: int = 3000
     batch: int = 32
     lr: float = 2e-3
@@ -134,7 +136,8 @@ class DepthRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("depth", self, at_least={1: ("walks", "gallery_walks", "pool", "batch", "workers"), 0: ("steps",)}, above_zero=("lr",))
+        _check("depth", self, at_least={1: ("walks", "gallery_walks", "pool", "batch", "workers"), 0: ("steps",)}, above_zero=("lr",),
+               share=("textured",))  # fmt: skip
 
     @property
     def scenes(self) -> tuple[int, ...]:

@@ -15,11 +15,13 @@ SIZE = (32, 48)
 
 
 def test_pictures_of_a_scene():
-    frames, depth = pictures_of_scene(2, 2, SIZE)
+    frames, depth, textured = pictures_of_scene(2, 2, SIZE)
     assert frames.shape[1:] == (*SIZE, 3) and frames.dtype == np.uint8
     assert depth.shape == (len(frames), 16, 24) and np.isfinite(depth).all() and depth.max() > 0
-    again, _ = pictures_of_scene(2, 1, SIZE)
-    assert np.array_equal(again, frames[: len(again)])  # more walks begin with those of fewer
+    again, _, _ = pictures_of_scene(2, 1, SIZE)
+    assert np.array_equal(again, frames[: len(again)]) and not textured.any()  # more walks begin with those of fewer
+    painted, same, textured = pictures_of_scene(2, 1, SIZE, textured=1.0)
+    assert textured.all() and np.array_equal(same, depth[: len(same)]) and not np.array_equal(painted, again)
     with pytest.raises(ValueError, match="reserved"):
         pictures_of_scene(RESERVED_SEED, 1, SIZE)
 
@@ -46,8 +48,17 @@ def test_any_size_of_picture():
         assert flat(torch.randn(1, 3, 32, 32)).abs().max() < 1e-8  # the sky
 
 
+def test_more_blocks_begin_as_fewer_do():
+    torch.manual_seed(0)
+    few, many, picture = PictureDepth((8, 8, 16)), PictureDepth((8, 8, 16), (2, 1, 3, 2)), torch.randn(2, 3, 32, 32)
+    many.begin_as(few)
+    assert torch.allclose(many(picture), few(picture), atol=1e-6) and len(many.state_dict()) > len(few.state_dict())
+    with pytest.raises(ValueError, match="one number more than its widths"):
+        PictureDepth((8, 8, 16), (1, 1, 1))
+
+
 def test_it_learns_and_the_autoencoder_keeps_the_rest(tmp_path):
-    recipe = DepthRecipe(seeds="30-39", walks=1, widths=(16, 16, 16), steps=40, batch=8, workers=1)
+    recipe = DepthRecipe(seeds="30-39", walks=2, textured=0.3, widths=(16, 16, 16), blocks=(1, 1, 1, 1), steps=40, batch=8, workers=1)
     torch.manual_seed(0)
     autoencoder = TinyAutoencoder(96, (8, 8), 8, 0)
     render_pictures(recipe, tmp_path / "pictures", (32, 32))
@@ -58,6 +69,7 @@ def test_it_learns_and_the_autoencoder_keeps_the_rest(tmp_path):
     autoencoder.init_linear_code((trained[0].movedim(-1, 1).float() / 127.5 - 1).repeat_interleave(4, 1))
     stage = DepthStage(recipe, tmp_path / "run", autoencoder, trained, held_out, torch.device("cpu"))
     start = stage.sample(tmp_path)["error"]
+    assert 0 < trained[2].float().mean() < 1
     assert stage.trainer.run(Deadline(3))
     made = stage.finish()
     assert stage.sample(tmp_path)["error"] < 0.8 * start and list(tmp_path.glob("run/sheet-*.png"))

@@ -8,7 +8,6 @@ are float [B, C, T, h, w], normalised by per-channel mean and scale. Streaming d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,6 +84,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         decoder_stride: pixels a place and axis of the network; 4, 8 or 16.
         decoder_blocks: its residual blocks.
         depth_widths: of the `PictureDepth` that tells how far away things are, for camera views; empty: there is none.
+        depth_blocks: its blocks; empty: as few as there can be.
         depth_pool: pixels and axis that are averaged before depth is looked for.
     """
 
@@ -99,6 +99,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         decoder_blocks: int = 3,
         depth_widths: tuple[int, ...] = (),
         depth_pool: int = 1,
+        depth_blocks: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         if decoder_stride not in (4, 8, 16):
@@ -120,7 +121,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
             self.refine_out = nn.Conv2d(fine, pixels * decoder_stride**2, 1)
             nn.init.zeros_(self.refine_out.weight)
             nn.init.zeros_(self.refine_out.bias)
-        self.depth = PictureDepth(tuple(depth_widths)) if depth_widths else None
+        self.depth = PictureDepth(tuple(depth_widths), tuple(depth_blocks)) if depth_widths else None
         self.register_buffer("code_gain", 1 / self.linear_encoder.weight.detach().flatten(1).square().sum(1))
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
@@ -208,12 +209,12 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     def advance(self, latents: Tensor, state: Tensor | None = None) -> Tensor:
         return (latents * self.latents_std + self.latents_mean)[:, :, -1]
 
-    def with_depth(self, widths: Sequence[int], weights: dict[str, Tensor], pool: int = 1) -> TinyAutoencoder:
-        """A copy that knows depth: `PictureDepth` of these widths and weights, of pictures averaged over `pool` pixels"""
+    def with_depth(self, depth: PictureDepth, pool: int = 1) -> TinyAutoencoder:
+        """A copy that tells depth as `depth` does, of pictures averaged over `pool` pixels"""
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made = TinyAutoencoder(**config | {"depth_widths": tuple(widths), "depth_pool": pool})
+        made = TinyAutoencoder(**config | {"depth_widths": depth.widths, "depth_blocks": depth.blocks, "depth_pool": pool})
         mine = {k: v for k, v in self.state_dict().items() if not k.startswith("depth.")}
-        made.load_state_dict(mine | {f"depth.{k}": v for k, v in weights.items()})
+        made.load_state_dict(mine | {f"depth.{k}": v for k, v in depth.state_dict().items()})
         return made
 
     # -- making one --------------------------------------------------------------------------------------------------------

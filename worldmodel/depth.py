@@ -18,6 +18,10 @@ FINEST = 2
 """Pixels of the picture per inverse depth and axis."""
 
 
+EDGES = 32
+"""Channels at `FINEST` pixels a place."""
+
+
 class Block(nn.Module):
     """Two convolutions and what went into them."""
 
@@ -36,19 +40,38 @@ class PictureDepth(nn.Module):
 
     Args:
         widths: channels at 4, 8, 16, ... pixels a place.
-        blocks: at each of them, on the way down and again on the way up.
+        blocks: at `FINEST` pixels a place, on the way up, and at each of the others, on the way down and again on the way up; empty: none,
+            and one at each of the others.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (48, 80, 128), blocks: int = 1) -> None:
+    def __init__(self, widths: tuple[int, ...] = (48, 80, 128), blocks: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.widths, self.blocks = widths, blocks
+        edges, *counts = blocks or (0, *(1 for _ in widths))
+        if len(counts) != len(widths):
+            raise ValueError(f"Blocks of depth are one number more than its widths {tuple(widths)}, got {tuple(blocks)}.")
         self.enter = nn.Conv2d(3 * 16, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.Sequential(*[Block(w) for _ in range(blocks)]) for w in widths)
+        self.down = nn.ModuleList(nn.Sequential(*[Block(w) for _ in range(n)]) for w, n in zip(widths, counts, strict=True))
         self.narrow = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.widen = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(nn.Sequential(*[Block(w) for _ in range(blocks)]) for w in widths[:-1])
+        self.up = nn.ModuleList(nn.Sequential(*[Block(w) for _ in range(n)]) for w, n in zip(widths[:-1], counts[:-1], strict=True))
         self.fine = nn.Conv2d(widths[0], 4 * 16, 1)
-        self.edges = nn.Sequential(nn.Conv2d(16 + 12, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, 1, 3, padding=1))
+        enter, leave = nn.Conv2d(16 + 12, EDGES, 3, padding=1), nn.Conv2d(EDGES, 1, 3, padding=1)
+        self.edges = nn.Sequential(enter, *[Block(EDGES) for _ in range(edges)], nn.SiLU(), leave)
         nn.init.constant_(self.edges[-1].bias, -3.0)
+
+    @torch.no_grad()
+    def begin_as(self, other: PictureDepth) -> None:
+        """Take the weights of a network of the same widths with as many blocks or fewer; further blocks begin by changing nothing."""
+        known = other.state_dict()
+        if len(other.edges) != len(self.edges):  # the last layer stands after the blocks
+            old, new = f"edges.{len(other.edges) - 1}.", f"edges.{len(self.edges) - 1}."
+            known = {k.replace(old, new) if k.startswith(old) else k: v for k, v in known.items()}
+        for name, mine in self.state_dict().items():
+            if name in known:
+                mine.copy_(known[name])
+            elif ".conv2." in name:
+                mine.zero_()
 
     def logarithm(self, pictures: Tensor) -> Tensor:
         """log(inverse depth + `FAR`) [N, 1, H/2, W/2]"""

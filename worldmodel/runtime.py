@@ -119,11 +119,12 @@ def apply_runtime(model: CausalWorldTransformer, runtime: RuntimeConfig, device:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether products of matrices are faster in bfloat16 there: CUDA, and CPUs with AMX."""
+    """Whether products of matrices are faster in bfloat16 there: CUDA, and CPUs that have instructions for them."""
     import torch
 
     if device.type == "cpu":
-        return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
     return device.type == "cuda"
 
 
