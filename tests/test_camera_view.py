@@ -23,7 +23,7 @@ from worldmodel.camera_view import (
     start_view,
 )
 from worldmodel.memory import MemoryConfig, teacher_forcing_layout
-from worldmodel.projection import pixel_rays, relative, rotation_and_position, splat
+from worldmodel.projection import pixel_rays, relative, rotation_and_position, slopes, splat
 from worldmodel.transformer import CausalWorldTransformer
 
 FOCAL = 0.7
@@ -356,6 +356,28 @@ def test_what_comes_closer_hides_what_is_behind(steps):
     outside = ((x.abs() > 0.12 * grown + slack) | (y.abs() > 0.08 * grown + slack)).view(size)
     assert inside.any() and outside.any() and there_is[0][inside].all()
     assert torch.allclose(seen[0][inside], torch.tensor(1 / (20 - steps)), atol=1e-5) and (seen[0][outside] == 0).all()
+
+
+@pytest.mark.parametrize("steps", [3, 8, 20])
+def test_a_floor_stays_a_floor(steps):
+    """A floor 5 steps below looks the same from everywhere on it, however much its points are drawn apart on the way."""
+    size = (48, 64)
+    down = pixel_rays(size, FOCAL, "cpu")[:, 1].view(1, *size)
+    floor, code = down.clamp_min(0) / 5, codes(f"w*{steps}")
+    turn, move = relative(code[:1], code[-1:])
+    seen, there_is = splat(turn, move, floor, FOCAL)
+    place = 1 / (FOCAL * size[1]) / 5  # by how much the floor is nearer a place further down
+    wrong = (seen - floor).abs() / place
+    assert there_is.all() and (wrong < 0.5).float().mean() > 0.9 and wrong.max() < 1.5  # a closed gap is as near as what is beside it
+
+
+def test_slopes_are_those_of_the_surface():
+    x = torch.arange(8.0).expand(6, 8)
+    step = torch.where(x < 4, 0.5 * x, 20 - 0.25 * x)[None]
+    right, down = slopes(step)
+    assert (right[0, :, :4] == 0.5).all() and (right[0, :, 4:] == -0.25).all() and (down == 0).all()
+    assert all(torch.equal(a, b.transpose(1, 2)) for a, b in zip(slopes(step), slopes(step.transpose(1, 2))[::-1], strict=True))
+    assert all(s.shape == (1, 1, 5) and (s == 0).all() for s in slopes(torch.ones(1, 1, 5)))
 
 
 @pytest.mark.parametrize("quality", [1.0, 0.2, 0.01])

@@ -6,15 +6,18 @@ places by (x, y) in -1..1. What `camera_view` and `mirrors` are made of.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SPREAD = ((0, 0.0), (1, 1.1), (2, 2.0), (3, 4.0))
-"""Over how many places and axis, as powers of two, a point is spread that has come closer by more than so many times; else what is behind
-would show."""
+FINER = ((1, 1.1), (2, 2.0), (3, 4.0))
+"""Into how many points an axis, as powers of two, a point is divided whose place has grown by more than so many times; else what is behind
+would show between them."""
+MOVED = 0.05
+"""Share of a point's distance by which the camera has to have moved for that."""
 
 
 def rotation_and_position(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,37 +71,78 @@ def inside(where: Tensor, share: Tensor) -> Tensor:
 def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tuple[Tensor, Tensor]:
     """What is how far away from where the camera goes: each picture's points, as they fall into the new picture, the nearest in front.
 
+    What comes closer grows, so that its points fall apart. They are divided there, along the surface that they are points of: of a
+    plane, inverse depth is linear in a picture's places.
+
     Args:
         turn, move: [M, 3, 3] and [M, 3], `relative`'s of a picture `here` and the wanted frame `there`.
         inverse_depth: [M, h, w] of the pictures, 1/steps.
 
     Returns:
-        inverse depth [M, h, w] from the new pose, and where there is any [M, h, w]; points spread as they grow, and gaps of one place
-        between them are closed.
+        inverse depth [M, h, w] from the new pose, and where there is any [M, h, w]; gaps of one place between points are closed.
     """
     m, height, width = inverse_depth.shape
+    f, near = focal * width, inverse_depth.flatten(1)
     rays = pixel_rays((height, width), focal, str(inverse_depth.device), inverse_depth.dtype)
-    near = inverse_depth.flatten(1)
-    x, y, z = (turn.transpose(1, 2) @ (rays.T - near.unsqueeze(1) * move.unsqueeze(2))).unbind(1)  # M hw
-    scale = focal * width / z.clamp_min(0.05)
-    column, row = (x * scale + width / 2).floor().long(), (y * scale + height / 2).floor().long()
-    falls = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    near = near / z.clamp_min(0.05)
-    out = near.new_full((m, height, width), -1.0)
-    for power, grown in SPREAD:  # of the picture and of grids of larger places
-        grew = falls & (z * grown < 1)
-        if not grew.any():
-            break
-        places = 1 << power
-        h, w = -(-height // places), -(-width // places)
-        lands = torch.where(grew, (row >> power) * w + (column >> power), h * w)  # one place more for the others
-        seen = near.new_full((m, h * w + 1), -1.0).scatter_reduce_(1, lands, near, "amax")[:, :-1].view(m, h, w)
-        if power:
-            seen = seen.repeat_interleave(places, 1)[:, :height].repeat_interleave(places, 2)[:, :, :width]
-        out = torch.maximum(out, seen)
-    wider = F.max_pool2d(out, 3, 1, 1)
-    there_is = F.max_pool2d((wider < 0).to(out), 3, 1, 1) == 0  # gaps closed, while edges stay where they were
+    back = turn.transpose(1, 2)
+    shift = back @ move.unsqueeze(2)  # M 3 1
+    x, y, z = (back @ rays.T - near.unsqueeze(1) * shift).unbind(1)  # M hw
+    picture = torch.arange(m, device=near.device).unsqueeze(1) * (height * width)
+    nearest = near.new_full((m * height * width + 1,), -1.0)  # one place more for what falls nowhere
+
+    def land(x: Tensor, y: Tensor, z: Tensor, near: Tensor, picture: Tensor) -> None:
+        ahead = z.clamp_min(0.05)
+        scale = f / ahead
+        column, row = (x * scale).add_(width / 2).floor_(), (y * scale).add_(height / 2).floor_()
+        falls = (z > 0.05) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        place = torch.where(falls, picture + row.mul_(width).add_(column).long(), m * height * width)
+        nearest.scatter_reduce_(0, place.flatten(), (near / ahead).flatten(), "amax")
+
+    land(x, y, z, near, picture)
+    beyond = 0.5 + (1 << FINER[-1][0]) / min(height, width)  # a divided point's own place may be outside
+    moved = (near * move.norm(dim=1, keepdim=True) > MOVED) & (z > 0.05)
+    which, point = (moved & (x.abs() * focal < beyond * z) & (y.abs() * f < beyond * height * z)).nonzero(as_tuple=True)
+    if len(which):
+        index = which * (height * width) + point
+        seen = torch.stack([v.flatten()[index] for v in (x, y, z, near)])  # 4 P
+        slope = torch.stack([v.flatten()[index] for v in slopes(inverse_depth)])  # 2 P
+        grows = back[which, :, :2].permute(2, 1, 0) / f - slope.unsqueeze(1) * shift[which, :, 0].T  # 2 3 P: to the right, and downwards
+        grown = (grows[:, :2] * seen[2] - seen[:2] * grows[:, 2:]).norm(dim=1).amax(0) * (f / seen[2].square())  # places
+        grows = torch.cat([grows, slope.unsqueeze(1)], 1)
+        for (power, least), most in zip(FINER, [*(least for _, least in FINER[1:]), torch.inf], strict=True):
+            at = ((grown > least) & (grown <= most)).nonzero().flatten()
+            *point, near = divided(seen[:, at], grows[:, :, at], 1 << power)
+            land(*point, near.clamp_min(0), picture[which[at]])
+    out = nearest[:-1].view(m, height, width)
+    wider = around(out, torch.maximum, -1.0)
+    there_is = around(wider, torch.minimum, 0.0) >= 0  # gaps closed, while edges stay where they were
     return torch.where(out < 0, wider, out).clamp_min(0), there_is
+
+
+def divided(values: Tensor, slope: Tensor, parts: int) -> Tensor:
+    """Values [C, P] of places that grow by `slope` [2, C, P] to the right and downwards, of `parts` x `parts` points in each: [C, P, n]"""
+    off = (torch.arange(parts, device=values.device) + 0.5) / parts - 0.5
+    right, down = torch.cartesian_prod(off, off).T.to(values)
+    return values.unsqueeze(2) + slope[0].unsqueeze(2) * right + slope[1].unsqueeze(2) * down
+
+
+def around(values: Tensor, choose: Callable[[Tensor, Tensor], Tensor], outside: float) -> Tensor:
+    """What `choose` takes of 3x3 values [M, h, w] around each; `outside` stands beyond the edges"""
+    x = F.pad(values, (1, 1, 1, 1), value=outside)
+    x = choose(choose(x[:, :-2], x[:, 1:-1]), x[:, 2:])
+    return choose(choose(x[..., :-2], x[..., 1:-1]), x[..., 2:])
+
+
+def slopes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """How much values [M, h, w] grow to the right and downwards, a place, as they do on the side where they change less: at an edge,
+    that of the surface that a place belongs to."""
+
+    def along(values: Tensor) -> Tensor:
+        steps = F.pad(values.diff(dim=2), (1, 1), mode="replicate") if values.shape[2] > 1 else values.new_zeros(1, 1, 2)
+        before, after = steps[..., :-1], steps[..., 1:]
+        return torch.where(before.abs() < after.abs(), before, after).expand_as(values)
+
+    return along(values), along(values.transpose(1, 2)).transpose(1, 2)
 
 
 def fill(values: Tensor, weight: Tensor) -> Tensor:
