@@ -64,7 +64,7 @@ class Data:
         self.held, self.frames = recipe.held_out, frame_pool(stems, folder)
         shipped = find_model("tiny")
         known = TinyAutoencoder.from_pretrained(shipped / "autoencoder", torch_dtype=torch.float32)
-        sharp = known.with_depth(known.depth)  # pictures are small enough
+        sharp = known.with_depth(known.depth.at_pool(1))  # pictures are small enough
         self.autoencoder = sharp.eval().requires_grad_(False)
         parts = {"train": range(recipe.clips - self.held), "held_out": range(recipe.clips - self.held, recipe.clips)}
         for name, indices in parts.items():
@@ -165,7 +165,7 @@ class Runs:
         if variant.channels:
             walks, held_out, scale = data.cut(variant.channels)
             made = with_code(TinyAutoencoder(variant.channels), autoencoder, scale)
-            autoencoder = made.with_depth(autoencoder.depth, autoencoder.depth_pool).eval().requires_grad_(False)
+            autoencoder = made.with_depth(autoencoder.depth).eval().requires_grad_(False)
         walks = replace(walks, balance=recipe.data.balance)
         kind = EasyFirst if variant.easy else CausalStage
         ranks = replace(ALONE, dtype=training_dtype(recipe.precision, CPU))

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,37 +87,67 @@ def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int], textu
     part.rename(path)
 
 
-def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> None:
-    """A file for each scene of the recipe under `folder`; those that are there are kept. Gallery worlds get more walks.
+@dataclass(frozen=True)
+class Pictures:
+    """What one part of the training learns from: `walks` through each scene, `gallery_walks` through the gallery's, of `size`."""
 
-    `size` is that of the model's pictures; these are as depth is looked for in them, `recipe.pool` times smaller.
-    """
-    size = (size[0] // recipe.pool, size[1] // recipe.pool)
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = [s for s in recipe.scenes if not (folder / f"{s:06d}.npz").exists()]
-    if not todo:
-        return
-    walks = (recipe.walks, recipe.gallery_walks)
-    with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as workers:
-        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size, recipe.textured) for s in todo]
-        try:
-            for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
-                job.result()
-        finally:
-            workers.shutdown(cancel_futures=True)
+    folder: Path
+    scenes: tuple[int, ...]
+    walks: int
+    gallery_walks: int
+    size: tuple[int, int]
+    textured: float
 
+    @classmethod
+    def averaged(cls, recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> Pictures:
+        """As depth is looked for in pictures of `size`: `recipe.pool` times smaller"""
+        small = size[0] // recipe.pool, size[1] // recipe.pool
+        return cls(folder / "pictures", recipe.scenes, recipe.walks, recipe.gallery_walks, small, recipe.textured)
 
-def load_pictures(recipe: DepthRecipe, folder: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(pictures uint8 [N, H, W, 3], inverse depth float16 [N, H/2, W/2], whether they have textures [N]) to train on, and of every
-    tenth scene, held out."""
-    parts: list[list[tuple[Tensor, ...]]] = [[], []]
-    for k, seed in enumerate(recipe.scenes):
-        with np.load(folder / f"{seed:06d}.npz") as data:
-            parts[k % 10 == 9].append(tuple(torch.from_numpy(data[name]) for name in ("frames", "depth", "textured")))
-    if not all(parts):
-        raise ValueError("Depth is measured on every tenth scene: give depth.seeds at least ten.")
-    trained, held_out = (tuple(torch.cat(x) for x in zip(*part, strict=True)) for part in parts)
-    return trained, held_out
+    @classmethod
+    def whole(cls, recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> Pictures:
+        """Of some scenes, pictures as they are"""
+        some = tuple(s for k, s in enumerate(recipe.scenes) if k // 10 % recipe.finer_every == 0)
+        return cls(folder / "pictures-whole", some, recipe.finer_walks, recipe.finer_walks, size, recipe.textured)
+
+    def file(self, seed: int) -> Path:
+        return self.folder / f"{seed:06d}.npz"
+
+    def render(self, workers: int) -> None:
+        """A file for each scene; those that are there are kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        todo = [s for s in self.scenes if not self.file(s).exists()]
+        if not todo:
+            return
+        walks = (self.walks, self.gallery_walks)
+        with one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
+            jobs = [pool.submit(_write_scene, self.file(s), s, walks[s in GALLERY_SEEDS], self.size, self.textured) for s in todo]
+            try:
+                for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
+                    job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def load(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(pictures uint8 [N, H, W, 3], inverse depth float16 [N, H/2, W/2], whether they have textures [N]) to train on, and of every
+        tenth scene, held out."""
+        parts = [s for k, s in enumerate(self.scenes) if k % 10 != 9], [s for k, s in enumerate(self.scenes) if k % 10 == 9]
+        if not all(parts):
+            raise ValueError("Depth is measured on every tenth scene: give depth.seeds at least ten.")
+        return tuple(tuple(self._together(name, seeds) for name in ("frames", "depth", "textured")) for seeds in parts)
+
+    def _together(self, name: str, seeds: list[int]) -> Tensor:
+        """What the scenes' files hold under a name, one file in memory at a time"""
+        out, filled = None, 0
+        for seed in seeds:
+            with np.load(self.file(seed)) as data:
+                rows = torch.from_numpy(data[name])
+            if out is None:  # every scene has as many, but for the gallery's
+                counts = [(self.gallery_walks if s in GALLERY_SEEDS else self.walks) for s in seeds]
+                out = rows.new_empty(sum(counts) * (WALK // EVERY + 1), *rows.shape[1:])
+            out[filled : filled + len(rows)] = rows
+            filled += len(rows)
+        return out[:filled]
 
 
 def to_pictures(frames: Tensor) -> Tensor:
@@ -134,23 +165,34 @@ def depth_loss(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DepthStage:
-    """Trains the depth of `autoencoder`; the rest of it stays as it is."""
+    """Trains the depth of `autoencoder`, or, if `finer`, what puts its edges where they belong; the rest of it stays as it is."""
 
     def __init__(
         self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, ...],
-        held_out: tuple[Tensor, ...], device: torch.device,
+        held_out: tuple[Tensor, ...], device: torch.device, finer: bool = False,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.trained, self.held_out, self.device = recipe, Path(folder), trained, held_out, device
         torch.manual_seed(recipe.seed)
-        self.autoencoder = autoencoder.to(device).requires_grad_(False)
-        self.model = PictureDepth(tuple(recipe.widths), tuple(recipe.blocks)).to(device)
-        if autoencoder.depth is not None and autoencoder.depth.widths == self.model.widths:
-            self.model.begin_as(autoencoder.depth)
+        self.autoencoder, known = autoencoder.to(device).requires_grad_(False), autoencoder.depth
+        self.depth = PictureDepth(tuple(recipe.widths), tuple(recipe.blocks), recipe.pool, recipe.finer if finer else 0).to(device)
+        if known is not None and tuple(known.config["widths"]) == tuple(recipe.widths):
+            self.depth.begin_as(known)
+        self.finer, self.whole = self.depth.finer, finer or recipe.pool == 1
+        self.model = self.finer or self.depth
         optimiser = Optimisers(adamw(self.model.parameters(), recipe.lr, 0.01, (0.9, 0.98)))
         self.trainer = Trainer(
-            "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.steps, warmup=100, decay=1.0, ema=0.999,
-            sample=self.sample, shape=self.shape,
+            "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.finer_steps if finer else recipe.steps, warmup=100,
+            decay=1.0, ema=0.999, sample=self.sample, shape=self.shape,
         )  # fmt: skip
+
+    def logarithm(self, pictures: Tensor) -> Tensor:
+        """log(inverse depth + `FAR`) [N, h, w] of pictures as they were rendered, by what is trained on what is not"""
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        if self.finer is None:
+            return self.depth.coarse(pictures)[0].squeeze(1)
+        with torch.no_grad():
+            found, hidden = self.depth.coarse(F.avg_pool2d(pictures, self.depth.pool))
+        return self.finer(pictures, found, hidden).squeeze(1)
 
     def shape(self, step: int) -> Step:
         """Pictures, which are no latent frames; it matters whether they go through the code."""
@@ -160,7 +202,7 @@ class DepthStage:
         """The generator of a step, whether its pictures are coded, which rows they are, and five chances, drawn from it."""
         rng = generator(self.recipe.seed, step)
         rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(5, generator=rng)
-        return rng, bool(self.recipe.pool == 1 and chance[0] < 0.7), rows, chance
+        return rng, bool(self.whole and chance[0] < 0.7), rows, chance
 
     @torch.no_grad()
     def coded(self, pictures: Tensor) -> Tensor:
@@ -185,8 +227,8 @@ class DepthStage:
         gain = 1 + 0.15 * torch.randn(r.batch, 3, 1, 1, generator=rng).to(x)
         x = ((x + 1) * gain - 1 + 0.1 * torch.randn(r.batch, 1, 1, 1, generator=rng).to(x)).clamp(-1, 1)
         with autocast(self.device):
-            found = self.model.logarithm(x.contiguous(memory_format=torch.channels_last))
-        loss, error = depth_loss(found.float().squeeze(1), torch.log(near + FAR))
+            found = self.logarithm(x)
+        loss, error = depth_loss(found.float(), torch.log(near + FAR))
         return loss, {"error": float(error.detach())}
 
     @torch.no_grad()
@@ -194,8 +236,8 @@ class DepthStage:
         """Mean absolute error of the logarithm on held-out scenes, that of pictures with textures, and a sheet: picture, truth, what
         was found."""
         pictures = (to_pictures(x).to(self.device) for x in self.held_out[0].split(64))
-        found = torch.cat([self.model(self.coded(x) if self.recipe.pool == 1 else x).cpu() for x in pictures])[:, 0]
-        truth = self.held_out[1].float()
+        found = torch.cat([self.logarithm(self.coded(x) if self.whole else x).cpu() for x in pictures])
+        found, truth = (found.exp() - FAR).clamp_min(0), self.held_out[1].float()
         pick = torch.linspace(0, len(found) - 1, min(12, len(found))).long()
         grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(FINEST, 1).repeat(FINEST, 2) for x in (truth, found)]
         rows = [self.held_out[0][pick].numpy(), *(g[..., None].repeat(3, -1) for g in grey)]
@@ -206,9 +248,9 @@ class DepthStage:
 
     def finish(self) -> TinyAutoencoder:
         """The autoencoder with the averaged weights of what was learned."""
-        learned = copy.deepcopy(self.model)
-        learned.load_state_dict(self.trainer.ema.weights)
-        return self.autoencoder.with_depth(learned, self.recipe.pool).to(self.device).eval()
+        learned = copy.deepcopy(self.depth)
+        (learned.finer or learned).load_state_dict(self.trainer.ema.weights)
+        return self.autoencoder.with_depth(learned).to(self.device).eval()
 
 
 def train_depth(
@@ -216,11 +258,18 @@ def train_depth(
     origin: dict[str, str] | None = None,
 ) -> DepthStage:  # fmt: skip
     """Render what is missing and train until done or the deadline; `origin` goes into the account (`distill.work`)."""
-    render_pictures(recipe, folder / "pictures", size)
-    stage = DepthStage(recipe, folder, autoencoder, *load_pictures(recipe, folder / "pictures"), device)
-    stage.trainer.work.origin = origin or {}
-    stage.trainer.run(deadline)
-    return stage
+
+    def stage(pictures: Pictures, folder: Path, autoencoder: TinyAutoencoder, finer: bool) -> DepthStage:
+        pictures.render(recipe.workers)
+        made = DepthStage(recipe, folder, autoencoder, *pictures.load(), device, finer)
+        made.trainer.work.origin = origin or {}
+        made.trainer.run(deadline)
+        return made
+
+    made = stage(Pictures.averaged(recipe, folder, size), folder, autoencoder, False)
+    if recipe.finer and made.trainer.done:
+        made = stage(Pictures.whole(recipe, folder, size), folder / "finer", made.finish(), True)
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -70,7 +70,7 @@ def enlarge(model: WorldModel, autoencoder: TinyAutoencoder, frames: np.ndarray)
     if tuple(known.config.patch_size) != (1, 1, 1) or not isinstance(old, TinyAutoencoder):
         raise ModelError("Only a model whose tokens are single latents of a TinyAutoencoder can be enlarged.")
     if autoencoder.depth is None and old.depth is not None:
-        autoencoder = autoencoder.with_depth(old.depth, pool=FACTOR * old.depth_pool)
+        autoencoder = autoencoder.with_depth(old.depth.at_pool(FACTOR * old.depth.pool))
     down = smaller(old, autoencoder)
     up = larger(autoencoder, down, frames)
     channels = autoencoder.latent_channels

@@ -265,7 +265,7 @@ def add_depth(recipe: Recipe, out: Path, deadline: Deadline, device: torch.devic
         return True
     if recipe.data.folder:
         known = TinyAutoencoder.from_pretrained(find_model("tiny") / "autoencoder", torch_dtype=torch.float32)
-        made = autoencoder.with_depth(known.depth, known.depth_pool)
+        made = autoencoder.with_depth(known.depth)
     else:
         stage = train_depth(recipe.depth, out / "depth", autoencoder, recipe.data.shape, deadline, device, recipe.origin)
         if not stage.trainer.done:

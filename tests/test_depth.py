@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.depth import DepthStage, depth_loss, load_pictures, pictures_of_scene, render_pictures
+from distill.depth import DepthStage, Pictures, depth_loss, pictures_of_scene, train_depth
 from distill.scenes import RESERVED_SEED
 from distill.stage_recipes import DepthRecipe
 from distill.trainer import Deadline
@@ -61,11 +61,12 @@ def test_it_learns_and_the_autoencoder_keeps_the_rest(tmp_path):
     recipe = DepthRecipe(seeds="30-39", walks=2, textured=0.3, widths=(16, 16, 16), blocks=(1, 1, 1, 1), steps=40, batch=8, workers=1)
     torch.manual_seed(0)
     autoencoder = TinyAutoencoder(96, (8, 8), 8, 0)
-    render_pictures(recipe, tmp_path / "pictures", (32, 32))
+    pictures = Pictures.averaged(recipe, tmp_path, (32, 32))
+    pictures.render(1)
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "pictures").iterdir())
-    render_pictures(recipe, tmp_path / "pictures", (32, 32))
+    pictures.render(1)
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "pictures").iterdir()) and len(before) == 10
-    trained, held_out = load_pictures(recipe, tmp_path / "pictures")
+    trained, held_out = pictures.load()
     autoencoder.init_linear_code((trained[0].movedim(-1, 1).float() / 127.5 - 1).repeat_interleave(4, 1))
     stage = DepthStage(recipe, tmp_path / "run", autoencoder, trained, held_out, torch.device("cpu"))
     start = stage.sample(tmp_path)["error"]
@@ -81,3 +82,20 @@ def test_it_learns_and_the_autoencoder_keeps_the_rest(tmp_path):
     made.save_pretrained(tmp_path / "model")
     loaded = TinyAutoencoder.from_pretrained(tmp_path / "model")
     assert torch.equal(loaded.inverse_depth(picture), made.inverse_depth(picture))
+
+
+def test_edges_are_learned_after_the_rest(tmp_path):
+    sizes = dict(seeds="30-59", walks=1, widths=(16, 16, 16), pool=2, batch=8, workers=1)
+    recipe = DepthRecipe(**sizes, steps=12, finer=8, finer_every=2, finer_walks=1, finer_steps=40)
+    torch.manual_seed(0)
+    autoencoder, deadline = TinyAutoencoder(96, (), 8, 0), Deadline(3)
+    coarse = train_depth(DepthRecipe(**sizes, steps=12), tmp_path, autoencoder, (64, 64), deadline, torch.device("cpu")).finish()
+    stage = train_depth(recipe, tmp_path, autoencoder, (64, 64), deadline, torch.device("cpu"))
+    made, picture = stage.finish(), torch.rand(1, 3, 64, 64) * 2 - 1
+    assert coarse.inverse_depth(picture).shape == (1, 1, 16, 16) and made.inverse_depth(picture).shape == (1, 1, 32, 32)
+    assert all(torch.equal(v, made.state_dict()[k]) for k, v in coarse.state_dict().items())
+    assert torch.equal(made.depth.at_pool(2)(picture), coarse.inverse_depth(picture))
+    names = sorted(p.stem for p in (tmp_path / "pictures-whole").iterdir())
+    assert len(stage.held_out[0]) < len(stage.trained[0]) and names[10] == "000050"
+    unlearned = DepthStage(recipe, tmp_path / "new", coarse, stage.trained, stage.held_out, torch.device("cpu"), finer=True)
+    assert stage.sample(tmp_path)["error"] < unlearned.sample(tmp_path)["error"]

@@ -93,7 +93,7 @@ def test_tokens_are_what_they_were_of_the_halved_picture(model, finer):
     told = new.view_blend.enter_reach(to_patches(F.pixel_unshuffle(known, CELLS), (2, 2)))
     halved = F.pixel_unshuffle(F.avg_pool2d(known, 2), CELLS)
     assert torch.allclose(told, old.view_blend.enter_reach(to_patches(halved, (1, 1))), atol=1e-5)
-    assert made.size == (128, 128) and made.autoencoder.depth_pool == 2
+    assert made.size == (128, 128) and made.autoencoder.depth.pool == 2
 
 
 def test_finer_gates_are_those_of_the_channels_as_strong():

@@ -84,8 +84,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         decoder_stride: pixels a place and axis of the network; 4, 8 or 16.
         decoder_blocks: its residual blocks.
         depth_widths: of the `PictureDepth` that tells how far away things are, for camera views; empty: there is none.
-        depth_blocks: its blocks; empty: as few as there can be.
-        depth_pool: pixels and axis that are averaged before depth is looked for.
+        depth_pool, depth_blocks, depth_finer: of the same.
     """
 
     spatial_stride = 16
@@ -100,13 +99,14 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         depth_widths: tuple[int, ...] = (),
         depth_pool: int = 1,
         depth_blocks: tuple[int, ...] = (),
+        depth_finer: int = 0,
     ) -> None:
         super().__init__()
         if decoder_stride not in (4, 8, 16):
             raise ValueError(f"decoder_stride is 4, 8 or 16, got {decoder_stride}.")
         if len(decoder_widths) not in (0, 2):
             raise ValueError(f"decoder_widths are two numbers, or none, got {tuple(decoder_widths)}.")
-        self.latent_channels, self.decoder_stride, self.depth_pool = latent_channels, decoder_stride, depth_pool
+        self.latent_channels, self.decoder_stride = latent_channels, decoder_stride
         pixels = 3 * TEMPORAL_STRIDE
         self.linear_encoder = nn.Conv2d(pixels, latent_channels, 16, stride=16)
         self.refine: nn.Module | None = None
@@ -121,7 +121,8 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
             self.refine_out = nn.Conv2d(fine, pixels * decoder_stride**2, 1)
             nn.init.zeros_(self.refine_out.weight)
             nn.init.zeros_(self.refine_out.bias)
-        self.depth = PictureDepth(tuple(depth_widths), tuple(depth_blocks)) if depth_widths else None
+        depth = tuple(depth_widths), tuple(depth_blocks), depth_pool, depth_finer
+        self.depth = PictureDepth(*depth) if depth_widths else None
         self.register_buffer("code_gain", 1 / self.linear_encoder.weight.detach().flatten(1).square().sum(1))
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
@@ -186,11 +187,10 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         return self._synthesise(raw, slice(TEMPORAL_STRIDE - 1, None, TEMPORAL_STRIDE)).clamp(-1, 1)
 
     def inverse_depth(self, pictures: Tensor) -> Tensor:
-        """Of what pictures [N, 3, H, W] show, in 1/steps: [N, 1, H/2, W/2], or less by `depth_pool`; raises ValueError where no depth
-        was trained"""
+        """Of what pictures [N, 3, H, W] show, in 1/steps: [N, 1, h, w] (`PictureDepth`); raises ValueError where no depth was trained"""
         if self.depth is None:
             raise ValueError("This autoencoder knows no depth, which camera views need: train one with depth_widths.")
-        return self.depth(F.avg_pool2d(pictures, self.depth_pool) if self.depth_pool > 1 else pictures)
+        return self.depth(pictures)
 
     def decode_raw(self, latents: Tensor, previous: Tensor | None = None) -> Tensor:
         """Raw latents [B, C, t, h, w] -> groups [B, 3, t, 4, H, W]; `previous` [B, C, h, w] is None at a stream's start."""
@@ -209,10 +209,10 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     def advance(self, latents: Tensor, state: Tensor | None = None) -> Tensor:
         return (latents * self.latents_std + self.latents_mean)[:, :, -1]
 
-    def with_depth(self, depth: PictureDepth, pool: int = 1) -> TinyAutoencoder:
-        """A copy that tells depth as `depth` does, of pictures averaged over `pool` pixels"""
+    def with_depth(self, depth: PictureDepth) -> TinyAutoencoder:
+        """A copy that tells depth as `depth` does"""
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made = TinyAutoencoder(**config | {"depth_widths": depth.widths, "depth_blocks": depth.blocks, "depth_pool": pool})
+        made = TinyAutoencoder(**config | {f"depth_{name}": value for name, value in depth.config.items()})
         mine = {k: v for k, v in self.state_dict().items() if not k.startswith("depth.")}
         made.load_state_dict(mine | {f"depth.{k}": v for k, v in depth.state_dict().items()})
         return made

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
-from worldmodel.depth import FINEST
 from worldmodel.mirrors import Mirrors
 from worldmodel.projection import fill, inside, look_up, pixel_rays, relative, rotation_and_position, splat
 from worldmodel.tone import BANDS
@@ -146,9 +145,9 @@ class CameraView:
         near = near.unflatten(0, (n, t))
         self.inverse_depth = near[:, -1]
 
-        fine, size = tuple(FINEST * x for x in near.shape[-2:]), pictures.shape[-2:]
+        size = pictures.shape[-2:]
         rays = pixel_rays(tuple(size), focal, str(pictures.device), pictures.dtype)
-        self.known, self.frames = near.new_empty(n, t, *fine), pictures.new_empty(n, 3, t, *size)
+        self.known, self.frames = torch.empty_like(near), pictures.new_empty(n, 3, t, *size)
         for row in range(n):  # one after the other, so that what is worked on stays in the processor's caches
             shows = true_shares(inverse_depth[row], near[row], turn[row], move[row], focal, size[1] / size[0])
             self.known[row] = (shows * quality[row, :, None, None, None]).amax(0)
@@ -179,17 +178,16 @@ def finer(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def true_shares(inverse_depth: Tensor, near: Tensor, turn: Tensor, move: Tensor, focal: float, aspect: float) -> Tensor:
-    """How far each of K pictures shows what is there, `FINEST` times as finely as depth is told: [K, 4, h, w], from 0, outside of the
-    picture or hidden in it, to 1.
+    """How far each of K pictures shows what is there, as finely as depth is told: [K, 4, h, w], from 0, outside of the picture or hidden
+    in it, to 1.
 
-    `inverse_depth` [K, k, l] of the pictures and `near` [4, k, l] of the frames wanted; `turn` [K, 4, 3, 3] and `move` [K, 4, 3].
+    `inverse_depth` [K, h, w] of the pictures and `near` [4, h, w] of the frames wanted; `turn` [K, 4, 3, 3] and `move` [K, 4, 3].
     """
     k, t = turn.shape[:2]
-    h, w = size = tuple(FINEST * x for x in near.shape[-2:])
-    rays = pixel_rays(size, focal, str(near.device), near.dtype)
-    wanted = finer(near, size).flatten(1)
+    h, w = size = tuple(near.shape[-2:])
+    rays, wanted = pixel_rays(size, focal, str(near.device), near.dtype), near.flatten(1)
     where, share = look_up(rays, turn, move, wanted.unsqueeze(1), focal, aspect)  # K 4 hw
-    has = F.grid_sample(finer(inverse_depth, size).unsqueeze(1), where.view(k, t * h, w, 2), padding_mode="border", align_corners=False)
+    has = F.grid_sample(inverse_depth.unsqueeze(1), where.view(k, t * h, w, 2), padding_mode="border", align_corners=False)
     astray = (has.view(k, t, h * w) - wanted / share.clamp_min(0.05)).abs() * (move.norm(dim=-1, keepdim=True) * focal * w)
     astray = F.avg_pool2d(astray.view(k, t, h, w), 5, 1, 2, count_include_pad=False)
     return inside(where, share).view(k, t, h, w) * (2 - astray / ASTRAY).clamp(0, 1)
