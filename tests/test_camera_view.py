@@ -51,6 +51,11 @@ def view_of(pictures, here, there, inverse_depth=0.0, quality=1.0):
     return CameraView(Pixels(), pictures[None], near, here[None], there[None], torch.as_tensor(quality).expand(1, k), FOCAL)
 
 
+def known_of(view):
+    """What is known of each pixel of a view of one sample: [4, H, W]"""
+    return F.interpolate(view.known, view.frames.shape[-2:], mode="nearest")[0]
+
+
 def look(rays):
     """A smooth picture of the sky: colour by direction"""
     d = rays / rays.norm(dim=-1, keepdim=True)
@@ -65,7 +70,7 @@ def test_a_turn_is_exact_wherever_the_picture_reaches(script):
     code = codes(script)
     depth = torch.rand(1, 24, 32)  # any: a turn needs none
     view = view_of(picture, code[:1], code[1:], depth)
-    got, known = view.frames[0], view.known[0]  # 3 4 H W, 4 H W
+    got, known = view.frames[0], known_of(view)  # 3 4 H W, 4 H W
     rotation, _ = rotation_and_position(code[1:])
     for frame in range(4):
         turned = rays @ rotation[frame].T
@@ -95,23 +100,23 @@ def test_walking_to_a_wall_makes_it_larger():
 
 def test_what_hides_behind_something_is_not_known():
     """A red post 10 steps away before a wall at 40; 4 steps to the right the wall behind it is unknown, until a picture shows it."""
-    size, width = (64, 64), 64
+    size, width = (128, 128), 128
     x = pixel_rays(size, FOCAL, "cpu")[:, 0].view(size)
     post = x.abs() < 0.1
     picture = torch.where(post, torch.tensor([1.0, -1, -1]).view(3, 1, 1), torch.tensor([-1.0, 1, 1]).view(3, 1, 1))[None]
     near = torch.where(post, 1 / 10, 1 / 40)
-    near = near.view(32, 2, 32, 2).amax((1, 3))[None]
+    near = near.view(64, 2, 64, 2).amax((1, 3))[None]
     code = codes("d*4 static*4")
     here, there = code[:1], code[-4:]
     view = view_of(picture, here, there, near)
-    red, known = view.frames[0, 0, -1] > 0, view.known[0, -1] > 0
+    red, known = view.frames[0, 0, -1] > 0, known_of(view)[-1] > 0
     middle = lambda rays: round(float(rays) * FOCAL * width + width / 2)  # noqa: E731, of a ray's x its column
-    assert red[32, middle(-0.4)] and known[32, middle(-0.4)]  # the post, 10 away, has moved by 0.4
+    assert red[64, middle(-0.4)] and known[64, middle(-0.4)]  # the post, 10 away, has moved by 0.4
     hidden = slice(middle(-0.1) - 1, middle(-0.1) + 2)  # the wall behind it, 40 away, by 0.1
-    assert not known[32, hidden].any() and known[32, middle(0.3)] and not red[32, middle(0.3)]
+    assert not known[64, hidden].any() and known[64, middle(0.3)] and not red[64, middle(0.3)]
     bare = torch.tensor([-1.0, 1, 1]).view(1, 3, 1, 1).expand(1, 3, *size)
     both = view_of(torch.cat([picture, bare]), torch.cat([here, there[:1]]), there, torch.cat([near, torch.full_like(near, 1 / 40)]))
-    assert (both.known[0, -1, 32, hidden] > 0).all() and not (both.frames[0, 0, -1, 32, hidden] > 0).any()
+    assert (known_of(both)[-1, 64, hidden] > 0).all() and not (both.frames[0, 0, -1, 64, hidden] > 0).any()
 
 
 @pytest.mark.parametrize("script", ["left+up*4", "d*4"])
@@ -388,7 +393,7 @@ def test_old_pictures_are_seen_too(quality, other):
     black, white = torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 1.0)
     near = torch.tensor([1 / 10, 1 / 40]).view(2, 1, 1).expand(2, 16, 16)
     view = view_of(torch.stack([black, white]), code[[0, -1]], code[-1:].expand(4, -1), near, torch.tensor([quality, quality * other]))
-    away = view_of(black[None], code[:1], code[-1:].expand(4, -1), near[:1]).known[0, -1] == 0
+    away = known_of(view_of(black[None], code[:1], code[-1:].expand(4, -1), near[:1]))[-1] == 0
     assert 0.2 < away.float().mean() < 0.8
     away = -F.max_pool2d(-away[None].float(), 7, 1, 3)[0] > 0  # without the seam
     assert (view.frames[0, :, -1][:, away] > 0.99).all()
