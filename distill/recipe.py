@@ -43,7 +43,7 @@ class Recipe:
     """In this order, after the autoencoder and its depth. RELIC's whole way is teacher, student_init, self_forcing; causal learns
     directly."""
     precision: str = "auto"
-    """Of matrix products in training: weights (float32), bfloat16, or auto, which is that on CUDA and on CPUs with AMX."""
+    """Of matrix products in training: weights (float32), bfloat16, or auto, which is that on CUDA and on CPUs with AMX or AVX512-BF16."""
     data: DataRecipe = field(default_factory=DataRecipe)
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     depth: DepthRecipe = field(default_factory=DepthRecipe)

@@ -37,7 +37,7 @@ class RuntimeConfig:
     Args:
         precision: of matrix products and attention inside the blocks, and of the memory; norms, RoPE, modulation, what goes from block
             to block, camera geometry, sampler and decoder stay as the weights are. ``weights``: all as loaded; ``bfloat16``;
-            ``auto``: bfloat16 on CUDA and on CPUs with AMX, as loaded elsewhere.
+            ``auto``: bfloat16 on CUDA and on CPUs with AMX or AVX512-BF16, as loaded elsewhere.
         compile: ``blocks`` compiles what a block does before and after self-attention (shapes are static there, so that a growing memory
             compiles nothing anew); ``graphs`` also records it as CUDA graphs. The first chunk then takes a minute or more.
         attention: a backend of diffusers' dispatcher, such as ``native``, ``_native_cudnn``, ``flash``, ``_flash_3`` or ``sage``; None: its
