@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +39,19 @@ from worldmodel.depth import FAR, FINEST, PictureDepth
 
 WALK, EVERY = 96, 8
 """Frames of a walk, and of how many one is kept."""
-MIXED, NOISY = 0.2, 0.2
-"""Shares of the steps whose pictures have their colours mixed, and get noise."""
-THINGS = 8.0, 3.0
-"""About how many metres large things are, outdoors and indoors."""
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------
-def pictures_of_scene(seed: int, walks: int, size: tuple[int, int], textured: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, H, W, 3] along random walks in a scene, inverse depth float16 [N, H/2, W/2] in 1/steps, and whether the
-    pictures have textures [N], which all of a walk have or none, a share `textured` of walks."""
-    from distill.scenes import FOV, _world
-    from distill.scenes.texture import Textures
+def pictures_of_scene(seed: int, walks: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [N, H, W, 3] along random walks in a scene, and inverse depth float16 [N, H/2, W/2] in 1/steps."""
+    from distill.scenes import _world
     from distill.scenes.trajectories import KINDS, random_script
     from distill.scenes.walk import walk
     from worldmodel.actions import to_array
 
     world, (height, width) = _world(seed), size
     draw = world.renderer.at(size, supersample=2)
-    focal = 0.5 / math.tan(math.radians(FOV) / 2)
-    frames, depths, has = [], [], []
+    frames, depths = [], []
     for k in range(walks):
         rng = np.random.default_rng([77, seed, k])
         start = int(rng.integers(RESERVED_START))
@@ -68,86 +59,61 @@ def pictures_of_scene(seed: int, walks: int, size: tuple[int, int], textured: fl
         kind = KINDS[int(rng.integers(len(KINDS)))]
         poses, _ = walk(world.space, start_pose(seed, start), to_array(random_script(rng, WALK, 1.0, kind, (1.0, 1.0))))
         poses = poses[int(rng.integers(EVERY)) :: EVERY]
-        far, painter = depth_maps(seed, poses, size), np.random.default_rng([78, seed, k])
-        has += [bool(painter.random() < textured)] * len(poses)
-        pictures = [draw.frame(pose) for pose in poses]
-        if has[-1]:
-            textures = Textures(painter, THINGS[world.scene.indoor])
-            pictures = [textures.on(*shot, focal) for shot in zip(pictures, far, poses, strict=True)]
-        frames += pictures
-        near = world.scene.step / far
+        frames += [draw.frame(pose) for pose in poses]
+        near = world.scene.step / depth_maps(seed, poses, size)
         depths.append(near.reshape(len(poses), height // FINEST, FINEST, width // FINEST, FINEST).mean((2, 4)).astype(np.float16))
-    return np.stack(frames), np.concatenate(depths), np.array(has)
+    return np.stack(frames), np.concatenate(depths)
 
 
-def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int], textured: float) -> None:
-    frames, depth, has = pictures_of_scene(seed, walks, size, textured)
+def _write_scene(path: Path, seed: int, walks: int, size: tuple[int, int]) -> None:
+    frames, depth = pictures_of_scene(seed, walks, size)
     part = path.with_suffix(".part.npz")
-    np.savez(part, frames=frames, depth=depth, textured=has)
+    np.savez(part, frames=frames, depth=depth)
     part.rename(path)
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What one part of the training learns from: `walks` through each scene, `gallery_walks` through the gallery's, of `size`."""
+def render_pictures(recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> None:
+    """A file for each scene of the recipe under `folder`; those that are there are kept. Gallery worlds get more walks.
 
-    folder: Path
-    scenes: tuple[int, ...]
-    walks: int
-    gallery_walks: int
-    size: tuple[int, int]
-    textured: float
+    `size` is that of the model's pictures; these are as depth is looked for in them, `recipe.pool` times smaller.
+    """
+    size = (size[0] // recipe.pool, size[1] // recipe.pool)
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [s for s in recipe.scenes if not (folder / f"{s:06d}.npz").exists()]
+    if not todo:
+        return
+    walks = (recipe.walks, recipe.gallery_walks)
+    with one_thread_each(), ProcessPoolExecutor(recipe.workers, multiprocessing.get_context("spawn"), initializer=start_worker) as workers:
+        jobs = [workers.submit(_write_scene, folder / f"{s:06d}.npz", s, walks[s in GALLERY_SEEDS], size) for s in todo]
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
+                job.result()
+        finally:
+            workers.shutdown(cancel_futures=True)
 
-    @classmethod
-    def averaged(cls, recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> Pictures:
-        """As depth is looked for in pictures of `size`: `recipe.pool` times smaller"""
-        small = size[0] // recipe.pool, size[1] // recipe.pool
-        return cls(folder / "pictures", recipe.scenes, recipe.walks, recipe.gallery_walks, small, recipe.textured)
 
-    @classmethod
-    def whole(cls, recipe: DepthRecipe, folder: Path, size: tuple[int, int]) -> Pictures:
-        """Of some scenes, pictures as they are"""
-        some = tuple(s for k, s in enumerate(recipe.scenes) if k // 10 % recipe.finer_every == 0)
-        return cls(folder / "pictures-whole", some, recipe.finer_walks, recipe.finer_walks, size, recipe.textured)
+def load_pictures(recipe: DepthRecipe, folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(pictures uint8 [N, H, W, 3], inverse depth float16 [N, H/2, W/2]) to train on, and of every tenth scene, held out."""
+    parts = [s for k, s in enumerate(recipe.scenes) if k % 10 != 9], recipe.scenes[9::10]
+    if not all(parts):
+        raise ValueError("Depth is measured on every tenth scene: give depth.seeds at least ten.")
+    return tuple(tuple(_together([folder / f"{s:06d}.npz" for s in seeds], name) for name in ("frames", "depth")) for seeds in parts)
 
-    def file(self, seed: int) -> Path:
-        return self.folder / f"{seed:06d}.npz"
 
-    def render(self, workers: int) -> None:
-        """A file for each scene; those that are there are kept."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        todo = [s for s in self.scenes if not self.file(s).exists()]
-        if not todo:
-            return
-        walks = (self.walks, self.gallery_walks)
-        with one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
-            jobs = [pool.submit(_write_scene, self.file(s), s, walks[s in GALLERY_SEEDS], self.size, self.textured) for s in todo]
-            try:
-                for job in tqdm(as_completed(jobs), total=len(jobs), desc="pictures with depth", unit="scene"):
-                    job.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def load(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(pictures uint8 [N, H, W, 3], inverse depth float16 [N, H/2, W/2], whether they have textures [N]) to train on, and of every
-        tenth scene, held out."""
-        parts = [s for k, s in enumerate(self.scenes) if k % 10 != 9], [s for k, s in enumerate(self.scenes) if k % 10 == 9]
-        if not all(parts):
-            raise ValueError("Depth is measured on every tenth scene: give depth.seeds at least ten.")
-        return tuple(tuple(self._together(name, seeds) for name in ("frames", "depth", "textured")) for seeds in parts)
-
-    def _together(self, name: str, seeds: list[int]) -> Tensor:
-        """What the scenes' files hold under a name, one file in memory at a time"""
-        out, filled = None, 0
-        for seed in seeds:
-            with np.load(self.file(seed)) as data:
-                rows = torch.from_numpy(data[name])
-            if out is None:  # every scene has as many, but for the gallery's
-                counts = [(self.gallery_walks if s in GALLERY_SEEDS else self.walks) for s in seeds]
-                out = rows.new_empty(sum(counts) * (WALK // EVERY + 1), *rows.shape[1:])
-            out[filled : filled + len(rows)] = rows
-            filled += len(rows)
-        return out[:filled]
+def _together(files: list[Path], name: str) -> Tensor:
+    """What files hold under a name, one of them in memory at a time"""
+    counts = []
+    for file in files:
+        with np.load(file) as data:
+            counts.append(len(data["depth"]))  # the smaller of the two
+    out, filled = None, 0
+    for file, count in zip(files, counts, strict=True):
+        with np.load(file) as data:
+            rows = torch.from_numpy(data[name])
+        out = rows.new_empty(sum(counts), *rows.shape[1:]) if out is None else out
+        out[filled : filled + count] = rows
+        filled += count
+    return out
 
 
 def to_pictures(frames: Tensor) -> Tensor:
@@ -165,44 +131,33 @@ def depth_loss(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DepthStage:
-    """Trains the depth of `autoencoder`, or, if `finer`, what puts its edges where they belong; the rest of it stays as it is."""
+    """Trains the depth of `autoencoder`; the rest of it stays as it is."""
 
     def __init__(
-        self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, ...],
-        held_out: tuple[Tensor, ...], device: torch.device, finer: bool = False,
+        self, recipe: DepthRecipe, folder: Path, autoencoder: TinyAutoencoder, trained: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor], device: torch.device,
     ) -> None:  # fmt: skip
         self.recipe, self.folder, self.trained, self.held_out, self.device = recipe, Path(folder), trained, held_out, device
         torch.manual_seed(recipe.seed)
-        self.autoencoder, known = autoencoder.to(device).requires_grad_(False), autoencoder.depth
-        self.depth = PictureDepth(tuple(recipe.widths), tuple(recipe.blocks), recipe.pool, recipe.finer if finer else 0).to(device)
-        if known is not None and tuple(known.config["widths"]) == tuple(recipe.widths):
-            self.depth.begin_as(known)
-        self.finer, self.whole = self.depth.finer, finer or recipe.pool == 1
-        self.model = self.finer or self.depth
+        self.autoencoder = autoencoder.to(device).requires_grad_(False)
+        self.model = PictureDepth(tuple(recipe.widths), recipe.pool).to(device)
+        if autoencoder.depth is not None and autoencoder.depth.widths == self.model.widths:
+            self.model.load_state_dict(autoencoder.depth.state_dict())
         optimiser = Optimisers(adamw(self.model.parameters(), recipe.lr, 0.01, (0.9, 0.98)))
         self.trainer = Trainer(
-            "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.finer_steps if finer else recipe.steps, warmup=100,
-            decay=1.0, ema=0.999, sample=self.sample, shape=self.shape,
+            "depth", self.folder, self.model, optimiser, self.loss, steps=recipe.steps, warmup=100, decay=1.0, ema=0.999,
+            sample=self.sample, shape=self.shape,
         )  # fmt: skip
-
-    def logarithm(self, pictures: Tensor) -> Tensor:
-        """log(inverse depth + `FAR`) [N, h, w] of pictures as they were rendered, by what is trained on what is not"""
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        if self.finer is None:
-            return self.depth.coarse(pictures)[0].squeeze(1)
-        with torch.no_grad():
-            found, hidden = self.depth.coarse(F.avg_pool2d(pictures, self.depth.pool))
-        return self.finer(pictures, found, hidden).squeeze(1)
 
     def shape(self, step: int) -> Step:
         """Pictures, which are no latent frames; it matters whether they go through the code."""
         return Step(self.recipe.batch, 0, "coded" if self._begin(step)[1] else "plain")
 
     def _begin(self, step: int) -> tuple[torch.Generator, bool, Tensor, Tensor]:
-        """The generator of a step, whether its pictures are coded, which rows they are, and five chances, drawn from it."""
+        """The generator of a step, whether its pictures are coded, which rows they are, and three chances, drawn from it."""
         rng = generator(self.recipe.seed, step)
-        rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(5, generator=rng)
-        return rng, bool(self.whole and chance[0] < 0.7), rows, chance
+        rows, chance = torch.randint(len(self.trained[0]), (self.recipe.batch,), generator=rng), torch.rand(3, generator=rng)
+        return rng, bool(self.recipe.pool == 1 and chance[0] < 0.7), rows, chance
 
     @torch.no_grad()
     def coded(self, pictures: Tensor) -> Tensor:
@@ -220,36 +175,29 @@ class DepthStage:
             x = F.interpolate(F.avg_pool2d(x, coarse, ceil_mode=True), x.shape[-2:], mode="bilinear")
         if chance[2] < 0.5:
             x, near = x.flip(-1), near.flip(-1)
-        if chance[3] < MIXED:
-            x = torch.einsum("ij,njhw->nihw", torch.eye(3) + 0.25 * torch.randn(3, 3, generator=rng), x)
-        if chance[4] < NOISY:
-            x = x + 0.15 * torch.rand((), generator=rng) * torch.randn(x.shape, generator=rng)
         gain = 1 + 0.15 * torch.randn(r.batch, 3, 1, 1, generator=rng).to(x)
         x = ((x + 1) * gain - 1 + 0.1 * torch.randn(r.batch, 1, 1, 1, generator=rng).to(x)).clamp(-1, 1)
         with autocast(self.device):
-            found = self.logarithm(x)
-        loss, error = depth_loss(found.float(), torch.log(near + FAR))
+            found = self.model.logarithm(x.contiguous(memory_format=torch.channels_last))
+        loss, error = depth_loss(found.float().squeeze(1), torch.log(near + FAR))
         return loss, {"error": float(error.detach())}
 
     @torch.no_grad()
     def sample(self, folder: Path) -> dict[str, Any]:
-        """Mean absolute error of the logarithm on held-out scenes, that of pictures with textures, and a sheet: picture, truth, what
-        was found."""
+        """Mean absolute error of the logarithm on held-out scenes, and a sheet: picture, truth, what was found."""
         pictures = (to_pictures(x).to(self.device) for x in self.held_out[0].split(64))
-        found = torch.cat([self.logarithm(self.coded(x) if self.whole else x).cpu() for x in pictures])
+        found = torch.cat([self.model.logarithm(self.coded(x) if self.recipe.pool == 1 else x).cpu() for x in pictures])[:, 0]
         found, truth = (found.exp() - FAR).clamp_min(0), self.held_out[1].float()
         pick = torch.linspace(0, len(found) - 1, min(12, len(found))).long()
         grey = [np.uint8(255 * (x[pick] / 0.1).clamp(0, 1).sqrt()).repeat(FINEST, 1).repeat(FINEST, 2) for x in (truth, found)]
         rows = [self.held_out[0][pick].numpy(), *(g[..., None].repeat(3, -1) for g in grey)]
         Image.fromarray(np.concatenate([np.concatenate(list(r), 1) for r in rows])).save(folder / f"sheet-{self.trainer.step:06d}.png")
-        error, textured = ((found + FAR).log() - (truth + FAR).log()).abs().mean((1, 2)), self.held_out[2]
-        kinds = {"error": error[~textured], "textured": error[textured]}
-        return {name: round(float(e.mean()), 4) for name, e in kinds.items() if len(e)}
+        return {"error": round(float(((found + FAR).log() - (truth + FAR).log()).abs().mean()), 4)}
 
     def finish(self) -> TinyAutoencoder:
         """The autoencoder with the averaged weights of what was learned."""
-        learned = copy.deepcopy(self.depth)
-        (learned.finer or learned).load_state_dict(self.trainer.ema.weights)
+        learned = copy.deepcopy(self.model)
+        learned.load_state_dict(self.trainer.ema.weights)
         return self.autoencoder.with_depth(learned).to(self.device).eval()
 
 
@@ -258,18 +206,11 @@ def train_depth(
     origin: dict[str, str] | None = None,
 ) -> DepthStage:  # fmt: skip
     """Render what is missing and train until done or the deadline; `origin` goes into the account (`distill.work`)."""
-
-    def stage(pictures: Pictures, folder: Path, autoencoder: TinyAutoencoder, finer: bool) -> DepthStage:
-        pictures.render(recipe.workers)
-        made = DepthStage(recipe, folder, autoencoder, *pictures.load(), device, finer)
-        made.trainer.work.origin = origin or {}
-        made.trainer.run(deadline)
-        return made
-
-    made = stage(Pictures.averaged(recipe, folder, size), folder, autoencoder, False)
-    if recipe.finer and made.trainer.done:
-        made = stage(Pictures.whole(recipe, folder, size), folder / "finer", made.finish(), True)
-    return made
+    render_pictures(recipe, folder / "pictures", size)
+    stage = DepthStage(recipe, folder, autoencoder, *load_pictures(recipe, folder / "pictures"), device)
+    stage.trainer.work.origin = origin or {}
+    stage.trainer.run(deadline)
+    return stage
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -126,13 +126,7 @@ class DepthRecipe:
     walks: int = 4  # through each scene
     gallery_walks: int = 60  # through each of the gallery's
     widths: tuple[int, ...] = (48, 80, 128)
-    blocks: tuple[int, ...] = ()  # of the network, as `PictureDepth` takes them
     pool: int = 1  # pixels and axis that are averaged before depth is looked for
-    textured: float = 0.0  # share of the walks whose pictures get textures, as photographs have them
-    finer: int = 0  # channels of what puts edges where they belong, trained after the rest; 0: nothing does
-    finer_every: int = 3  # of ten scenes after ten, one in so many are rendered for it, at full size
-    finer_walks: int = 2  # through each of them
-    finer_steps: int = 2000
     steps: int = 3000
     batch: int = 32
     lr: float = 2e-3
@@ -140,11 +134,7 @@ class DepthRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {
-            1: ("walks", "gallery_walks", "pool", "batch", "workers", "finer_every", "finer_walks"),
-            0: ("steps", "finer", "finer_steps"),
-        }
-        _check("depth", self, at_least=least, above_zero=("lr",), share=("textured",))
+        _check("depth", self, at_least={1: ("walks", "gallery_walks", "pool", "batch", "workers"), 0: ("steps",)}, above_zero=("lr",))
 
     @property
     def scenes(self) -> tuple[int, ...]:

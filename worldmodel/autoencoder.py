@@ -84,7 +84,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         decoder_stride: pixels a place and axis of the network; 4, 8 or 16.
         decoder_blocks: its residual blocks.
         depth_widths: of the `PictureDepth` that tells how far away things are, for camera views; empty: there is none.
-        depth_pool, depth_blocks, depth_finer: of the same.
+        depth_pool: of the same.
     """
 
     spatial_stride = 16
@@ -98,8 +98,6 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
         decoder_blocks: int = 3,
         depth_widths: tuple[int, ...] = (),
         depth_pool: int = 1,
-        depth_blocks: tuple[int, ...] = (),
-        depth_finer: int = 0,
     ) -> None:
         super().__init__()
         if decoder_stride not in (4, 8, 16):
@@ -121,8 +119,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
             self.refine_out = nn.Conv2d(fine, pixels * decoder_stride**2, 1)
             nn.init.zeros_(self.refine_out.weight)
             nn.init.zeros_(self.refine_out.bias)
-        depth = tuple(depth_widths), tuple(depth_blocks), depth_pool, depth_finer
-        self.depth = PictureDepth(*depth) if depth_widths else None
+        self.depth = PictureDepth(tuple(depth_widths), depth_pool) if depth_widths else None
         self.register_buffer("code_gain", 1 / self.linear_encoder.weight.detach().flatten(1).square().sum(1))
         self.register_buffer("latents_mean", torch.zeros(1, latent_channels, 1, 1, 1))
         self.register_buffer("latents_std", torch.ones(1, latent_channels, 1, 1, 1))
@@ -212,7 +209,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin, VideoAutoencoder):
     def with_depth(self, depth: PictureDepth) -> TinyAutoencoder:
         """A copy that tells depth as `depth` does"""
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        made = TinyAutoencoder(**config | {f"depth_{name}": value for name, value in depth.config.items()})
+        made = TinyAutoencoder(**config | {"depth_widths": depth.widths, "depth_pool": depth.pool})
         mine = {k: v for k, v in self.state_dict().items() if not k.startswith("depth.")}
         made.load_state_dict(mine | {f"depth.{k}": v for k, v in depth.state_dict().items()})
         return made

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from worldmodel.autoencoder import TEMPORAL_STRIDE, TinyAutoencoder
 from worldmodel.configs import MemoryConfig
+from worldmodel.depth import FINEST
 from worldmodel.mirrors import Mirrors
 from worldmodel.projection import fill, inside, look_up, pixel_rays, relative, rotation_and_position, splat
 from worldmodel.tone import BANDS
@@ -116,7 +117,7 @@ class CameraView:
 
     Attributes:
         frames: [N, 3, 4, H, W], the wanted frames where they are known, and a guess elsewhere.
-        known: [N, 4, h', w'], with what quality, as finely as depth is told; 0 where no picture shows it.
+        known: [N, 4, h', w'], with what quality, at `FINEST` pixels a place; 0 where no picture shows it.
         latents: [N, C, h, w] of `frames`, and `guessed` [N, 1, h, w], the share of each that no picture shows.
         inverse_depth, measured: [N, k, l] of the last frame, in 1/steps, and where pictures' points gave it.
     """
@@ -146,10 +147,11 @@ class CameraView:
         self.inverse_depth = near[:, -1]
 
         size = pictures.shape[-2:]
-        rays = pixel_rays(tuple(size), focal, str(pictures.device), pictures.dtype)
-        self.known, self.frames = torch.empty_like(near), pictures.new_empty(n, 3, t, *size)
+        rays, half = pixel_rays(tuple(size), focal, str(pictures.device), pictures.dtype), tuple(x // FINEST for x in size)
+        self.known, self.frames = near.new_empty(n, t, *half), pictures.new_empty(n, 3, t, *size)
         for row in range(n):  # one after the other, so that what is worked on stays in the processor's caches
-            shows = true_shares(inverse_depth[row], near[row], turn[row], move[row], focal, size[1] / size[0])
+            depths = finer(inverse_depth[row], half), finer(near[row], half)
+            shows = true_shares(*depths, turn[row], move[row], focal, size[1] / size[0])
             self.known[row] = (shows * quality[row, :, None, None, None]).amax(0)
             pixels = finer(near[row], size).flatten(1)
             self.frames[row], unknown = put_together(pictures[row], rays, pixels, turn[row], move[row], shows * weight[row], focal)
@@ -174,12 +176,11 @@ class CameraView:
 
 def finer(values: Tensor, size: tuple[int, int]) -> Tensor:
     """[M, h, w] in as many places as `size` says"""
-    return F.interpolate(values.unsqueeze(1), size, mode="bilinear").squeeze(1)
+    return values if values.shape[-2:] == size else F.interpolate(values.unsqueeze(1), size, mode="bilinear").squeeze(1)
 
 
 def true_shares(inverse_depth: Tensor, near: Tensor, turn: Tensor, move: Tensor, focal: float, aspect: float) -> Tensor:
-    """How far each of K pictures shows what is there, as finely as depth is told: [K, 4, h, w], from 0, outside of the picture or hidden
-    in it, to 1.
+    """How far each of K pictures shows what is there: [K, 4, h, w], from 0, outside of the picture or hidden in it, to 1.
 
     `inverse_depth` [K, h, w] of the pictures and `near` [4, h, w] of the frames wanted; `turn` [K, 4, 3, 3] and `move` [K, 4, 3].
     """
