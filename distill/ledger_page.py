@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,16 @@ def plot(lines: Lines, path: Path) -> None:
             panels[measure] = found
     curves = [x for x in lines if x["curve"] and cumulative(lines, x["run"]) is not None]
     count = max(1, len(panels) + bool(curves))
-    figure = Figure(figsize=(9 * count, 5.5), layout="constrained")
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(9 * columns, 5.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[count:]:
+        empty.remove()
+    del axes[count:]
     for axis, (measure, found) in zip(axes, panels.items(), strict=False):
-        for k, (run, (x, q)) in enumerate(found.items()):
+        for run, (x, q) in found.items():
             before = nearest(lines, run, measure)
             text = run
             if before is not None and before["run"] in found:
@@ -169,14 +175,15 @@ def plot(lines: Lines, path: Path) -> None:
                 axis.plot([there, x], [than["psnr"], q["psnr"]], color="0.6", zorder=1)
                 text += "\n" + change(q, before).partition(" (")[0]
             axis.plot(x, q["psnr"], "o", color="C0", zorder=2)
-            above = k % 2 == 0  # neighbours of one budget get out of each other's way
+            beside = [other["psnr"] for budget, other in found.values() if abs(budget - x) < 0.1 * x]
+            above = q["psnr"] == max(beside)  # neighbours of one budget get out of each other's way
             axis.annotate(text, (x, q["psnr"]), xytext=(0, 9 if above else -9), textcoords="offset points", fontsize=8, ha="center",
                           va="bottom" if above else "top")  # fmt: skip
         still = [q["figures"]["still picture"] for _, q in found.values() if "still picture" in q["figures"]]
         if still:
             axis.axhline(still[-1], color="0.4", linestyle=":", linewidth=1)
             axis.annotate("still picture", (0.01, still[-1]), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.4")
-        axis.set(title=f"{measure}: PSNR to truth, dB; change since the ancestor [95 %]")
+        axis.set(title=textwrap.fill(f"{measure}: PSNR to truth, dB; change since the ancestor [95 %]", 80))
         axis.margins(y=0.15)
     if curves:
         for x in curves:
@@ -205,3 +212,4 @@ def write_page(lines: Lines, page: Path, picture: Path) -> None:
     here = Path(os.path.relpath(picture, page.parent)).as_posix()
     data = here.removesuffix(".png") + ".jsonl"
     page.write_text(markdown(lines, data, here, root, notes.read_text() if notes.exists() else ""))
+COLUMNS = 2  # of panels in the plot
