@@ -167,7 +167,7 @@ def plot(lines: Lines, path: Path) -> None:
         empty.remove()
     del axes[count:]
     for axis, (measure, found) in zip(axes, panels.items(), strict=False):
-        for run, (x, q) in found.items():
+        for k, (run, (x, q)) in enumerate(found.items()):
             before = nearest(lines, run, measure)
             text = run
             if before is not None and before["run"] in found:
@@ -175,8 +175,8 @@ def plot(lines: Lines, path: Path) -> None:
                 axis.plot([there, x], [than["psnr"], q["psnr"]], color="0.6", zorder=1)
                 text += "\n" + change(q, before).partition(" (")[0]
             axis.plot(x, q["psnr"], "o", color="C0", zorder=2)
-            beside = [other["psnr"] for budget, other in found.values() if abs(budget - x) < 0.1 * x]
-            above = q["psnr"] == max(beside)  # neighbours of one budget get out of each other's way
+            same = [other["psnr"] for budget, other in found.values() if budget == x]
+            above = q["psnr"] == max(same) if len(same) > 1 else k % 2 == 0  # neighbours get out of each other's way
             axis.annotate(text, (x, q["psnr"]), xytext=(0, 9 if above else -9), textcoords="offset points", fontsize=8, ha="center",
                           va="bottom" if above else "top")  # fmt: skip
         still = [q["figures"]["still picture"] for _, q in found.values() if "still picture" in q["figures"]]
