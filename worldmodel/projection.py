@@ -86,7 +86,8 @@ def splat(turn: Tensor, move: Tensor, inverse_depth: Tensor, focal: float) -> tu
     rays = pixel_rays((height, width), focal, str(inverse_depth.device), inverse_depth.dtype)
     back = turn.transpose(1, 2)
     shift = back @ move.unsqueeze(2)  # M 3 1
-    x, y, z = (back @ rays.T - near.unsqueeze(1) * shift).unbind(1)  # M hw
+    turned = torch.bmm(back, rays.T.expand(m, -1, -1))  # one product a picture: others beside it change nothing
+    x, y, z = (turned - near.unsqueeze(1) * shift).unbind(1)  # M hw
     picture = torch.arange(m, device=near.device).unsqueeze(1) * (height * width)
     nearest = near.new_full((m * height * width + 1,), -1.0)  # one place more for what falls nowhere
 
