@@ -14,6 +14,7 @@ from distill.suite_measures import bootstrap
 
 Lines = list[dict[str, Any]]
 FEWEST = 3
+COLUMNS = 2  # of panels in the plot
 HEAD = """# The ledger
 
 Every run behind weights that were kept: what it cost, what it measures, and the command that goes on from there. The data are
@@ -212,4 +213,3 @@ def write_page(lines: Lines, page: Path, picture: Path) -> None:
     here = Path(os.path.relpath(picture, page.parent)).as_posix()
     data = here.removesuffix(".png") + ".jsonl"
     page.write_text(markdown(lines, data, here, root, notes.read_text() if notes.exists() else ""))
-COLUMNS = 2  # of panels in the plot
