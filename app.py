@@ -21,7 +21,7 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
 from worldmodel.configs import MEMORY_NAMES  # noqa: E402
-from worldmodel.model_settings import ModelSettings, load_model  # noqa: E402
+from worldmodel.model_settings import DEPTH_HELP, ModelSettings, load_model  # noqa: E402
 from worldmodel.runtime import RuntimeConfig, RuntimeSwitchError, add_arguments, from_arguments  # noqa: E402
 from worldmodel.server.app import UVICORN_OPTIONS, create_app  # noqa: E402
 from worldmodel.server.protocol import MAX_PROMPT, MAX_SPEED, MIN_SPEED  # noqa: E402
@@ -155,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--model", default="tiny", help="packaged name, folder or hub id of the weights (default: %(default)s)")
     parser.add_argument("--memory", choices=MEMORY_NAMES, help="what becomes of what leaves the window (default: the model's own memory)")
+    parser.add_argument("--depth", metavar="MODEL", help=DEPTH_HELP)
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="another site whose pages may open a stream")
     parser.add_argument("--worlds", type=int, default=1, metavar="N", help="visitors who walk at once (default: %(default)s)")
     parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with listen(args.host, args.port) as listener:
             try:
-                model = load(ModelSettings(args.model, args.memory), from_arguments(args))
+                model = load(ModelSettings(args.model, args.memory, depth=args.depth), from_arguments(args))
             except (OSError, ValueError, RuntimeSwitchError) as error:
                 raise SystemExit(str(error)) from None
             app = build_app(model, server_settings(args))

@@ -1,7 +1,8 @@
 """A run's weights as a model that ships: ``python -m distill.export RUN --out worldmodel/weights/tiny``.
 
 Writes transformer and autoencoder as float16 safetensors, the model's description, the embeddings of the prompts that it was
-trained on, and a gallery of start pictures: of the rendered worlds, or of held-out clips where the recipe has a `data.folder`.
+trained on, and a gallery of start pictures: of the rendered worlds, with their depth, or of held-out clips where the recipe has a
+`data.folder`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,20 @@ GALLERY = (
 """Name and start view of each gallery world, in the order of their seeds."""
 
 
+DEPTH_PIXELS = 4
+"""Pixels of a start picture, per place and axis of the depth beside it."""
+
+
 def write_gallery(folder: Path, size: tuple[int, int]) -> list[str]:
-    """Start pictures and gallery.json; returns the prompts."""
+    """Start pictures, how near what they show is (`worldmodel.images`), and gallery.json; returns the prompts."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for seed, (name, start) in zip(GALLERY_SEEDS, GALLERY, strict=True):
-        clip = render(seed, np.zeros((0, 13)), start, size)
+        clip = render(seed, np.zeros((0, 13)), start, size, depth=True)
         image = f"{name.replace(' ', '-')}.png"
         Image.fromarray(clip.frames[0]).save(folder / image, optimize=True)
+        near = (1 / clip.depth[0]).reshape(size[0] // DEPTH_PIXELS, DEPTH_PIXELS, size[1] // DEPTH_PIXELS, DEPTH_PIXELS).mean((1, 3))
+        Image.fromarray(np.uint16(65535 * near / near.max())).save((folder / image).with_suffix(".depth.png"), optimize=True)
         entries.append({"name": name, "family": family_of(seed), "prompt": clip.caption, "image": image, "seed": seed, "start": start})
     (folder / "gallery.json").write_text(json.dumps(entries, indent=1) + "\n")
     return [e["prompt"] for e in entries]

@@ -72,7 +72,8 @@ def test_two_processes_equal_one(shared, name):
     bound = 1e-2 if name == "bfloat16 and FP8" else 1e-5
     for key in ("latents", "replayed"):
         assert (first[key] - alone[key]).norm() <= bound * alone[key].norm()
-    assert (first["frames"].int() - alone["frames"].int()).abs().max() <= 1
+    grey = 4 if name == "bfloat16 and FP8" else 1  # how many levels a hundredth of the latents is depends on the processor's rounding
+    assert (first["frames"].int() - alone["frames"].int()).abs().max() <= grey
     assert 2 * first["kept"] == alone["kept"]  # each remembers its own heads
 
 

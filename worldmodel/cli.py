@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldmodel.configs import MEMORY_NAMES
-from worldmodel.model_settings import ModelSettings, load_model
+from worldmodel.model_settings import DEPTH_HELP, ModelSettings, load_model
 from worldmodel.runtime import RuntimeConfig, add_arguments, from_arguments
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", choices=MEMORY_NAMES, help="what becomes of what leaves the window (default: the model's own memory)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA when there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--depth", metavar="MODEL", help=DEPTH_HELP)
     add_arguments(parser)
 
 
 def _load(args: argparse.Namespace) -> WorldModel:
-    return load_model(ModelSettings(args.model, args.memory, args.steps, args.device, args.threads), from_arguments(args))
+    return load_model(ModelSettings(args.model, args.memory, args.steps, args.device, args.threads, args.depth), from_arguments(args))
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: 7860)")
     parser.add_argument("--model", help="packaged model, folder or hub id (default: tiny)")
+    parser.add_argument("--depth", metavar="MODEL", help=DEPTH_HELP)
     parser.add_argument("--worlds", type=int, metavar="N", help="visitors who walk at once (default: 1)")
     parser.add_argument("--save-worlds", type=Path, metavar="FOLDER", help="keep worlds here, so that visitors go on after a restart")
     parser.add_argument(

@@ -2,6 +2,8 @@
 
 A picture's bytes say little about its pixels (a 140 KB PNG can unpack to half a gigabyte), so nothing is decoded before
 format, size and frame count were read from the header.
+
+Beside ``photo.jpg`` may lie ``photo.depth.png``, 8 or 16 bits of grey, the nearer the lighter, in any scale: how near what it shows is.
 """
 
 from __future__ import annotations
@@ -51,6 +53,35 @@ def load_start_image(source: str | Path | bytes | Image.Image, size: tuple[int, 
         raise ImageError(f"There is no picture at {source}.") from None
     except PermissionError:
         raise ImageError(f"The picture {source} cannot be read: permission denied.") from None
+
+
+def load_depth_map(picture: str | Path) -> np.ndarray | None:
+    """How near what a picture shows is, where a file beside it says so: float32 [h, w] of the whole picture, in a scale of its own.
+
+    Raises ImageError: the file is there and is none.
+    """
+    path = Path(picture).with_suffix(".depth.png")
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            _check_size(*image.size)
+            if not image.mode.startswith(("L", "I")) or image.mode == "LA":
+                raise ImageError(f"The depth map {path.name} has colours: give 8 or 16 bits of grey, the nearer the lighter.")
+            return np.asarray(image, dtype=np.float32)
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_DAMAGED) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"The depth map {path.name} is no PNG, or damaged.") from None
+
+
+def cut_depth_map(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The part of a depth map [h, w] of a whole picture that is left when the picture is cut to `size` (`load_start_image`)."""
+    height, width = depth.shape
+    wanted = size[1] / size[0]
+    kept = round(min(height, width / wanted)), round(min(width, height * wanted))
+    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
+    return depth[top : top + kept[0], left : left + kept[1]]
 
 
 def _decode(file: io.BufferedIOBase, size: tuple[int, int]) -> np.ndarray:

@@ -30,9 +30,11 @@ from torch import Tensor
 
 from worldmodel.autoencoder import VideoAutoencoder, WanAutoencoder
 from worldmodel.batch import finalize_together, generate_together
+from worldmodel.camera_view import depth_of
 from worldmodel.chunk import Chunk, as_kept
+from worldmodel.depth_estimator import DepthEstimator, check_depth, fitted
 from worldmodel.familiarity import Familiarity, KnownPictures
-from worldmodel.images import load_start_image
+from worldmodel.images import cut_depth_map, load_depth_map, load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.runtime import RuntimeConfig, apply_runtime
 from worldmodel.sampling import SamplerConfig
@@ -114,6 +116,7 @@ class WorldModel:
         gallery: Path | None = None,
         runtime: RuntimeConfig | None = None,
         known_pictures: KnownPictures | None = None,
+        depth_estimator: DepthEstimator | None = None,
     ) -> None:
         height, width = config.size
         stride = autoencoder.spatial_stride * transformer.config.patch_size[1]
@@ -121,6 +124,9 @@ class WorldModel:
             raise ModelError(f"The size {height}x{width} is not a multiple of {stride} (autoencoder stride x patch).")
         self.transformer, self.autoencoder, self.text, self.config = transformer.eval(), autoencoder, text, config
         self._gallery_folder, self.known_pictures = gallery, known_pictures
+        if depth_estimator is not None:
+            self._check_views()
+        self.depth_estimator = depth_estimator
         self.runtime = runtime or RuntimeConfig()  # as `apply_runtime` has made the transformer
         self._tones: dict[str, np.ndarray] = {}
 
@@ -171,6 +177,7 @@ class WorldModel:
         text_device: str | torch.device = "cpu",
         check: bool = True,
         runtime: RuntimeConfig | None = None,
+        depth: str | Path | None = None,
         **overrides: Any,
     ) -> WorldModel:
         """Load packaged weights by name, or a folder, or a hub id.
@@ -181,11 +188,12 @@ class WorldModel:
             text_device: where prompts are encoded.
             check: refuse what does not fit onto the device before loading it.
             runtime: switches of how it runs, see `RuntimeConfig`.
+            depth: folder or hub id of a pretrained estimator of the start pictures' depth (`worldmodel.depth_estimator`).
             overrides: fields of `ModelConfig` to replace, for example ``sampler=SamplerConfig(steps=2)``.
 
         Raises:
             ModelError: no such model, or one with missing or misshapen parts. TooLargeError: it does not fit; says what would.
-            RuntimeSwitchError: a switch that cannot be used here.
+            RuntimeSwitchError: a switch that cannot be used here. DepthEstimatorError: the estimator cannot be loaded.
         """
         from worldmodel.loading import find_model, load_parts
 
@@ -202,7 +210,8 @@ class WorldModel:
             known = KnownPictures.load(folder)
         except ValueError as error:
             raise ModelError(str(error)) from error
-        return cls(*parts, config, gallery if gallery.exists() else None, runtime, known)
+        estimator = None if depth is None else DepthEstimator.from_pretrained(depth, device)
+        return cls(*parts, config, gallery if gallery.exists() else None, runtime, known, estimator)
 
     @classmethod
     def from_wan(
@@ -281,18 +290,52 @@ class WorldModel:
         return f"{self.config.name}-{digest.hexdigest()[:12]}"
 
     # -- worlds ------------------------------------------------------------------------------------------------------------
-    def start(self, image: Any = None, prompt: str = "", seed: int = 0, history: int | None | Unset = UNSET) -> World:
+    def start(
+        self, image: Any = None, prompt: str = "", seed: int = 0, history: int | None | Unset = UNSET, depth: np.ndarray | None = None
+    ) -> World:  # fmt: skip
         """A new world from a picture (path, bytes, PIL image or uint8 [H, W, 3]) and a prompt.
 
         Without a picture the first one is made from the prompt. `history` is how many chunks one can go back at least (`World`; default:
         the config's).
 
+        Args:
+            depth: how near what the picture shows is: float [h, w] of the whole picture, large near by, of any scale and offset (1 / metres
+                does, and so does what most estimators tell). Default: what a file beside the picture says (`images.load_depth_map`), else
+                the pretrained estimator where there is one, else as the model tells.
+
         Raises:
-            ImageError: the picture cannot be used. ModelError: the prompt is too long.
+            ImageError: the picture cannot be used. ModelError: the prompt is too long, or the model has no use for depth.
+            DepthEstimatorError: `depth` is none.
         """
         self.check_prompt(prompt)
+        if depth is not None:
+            self._check_views()
+            if image is None:
+                raise ModelError("Depth is that of a start picture: give one.")
+        elif image is not None:
+            depth = self.start_depth(image)
         first_latent = None if image is None else as_kept(self.encode_image(image))
-        return World(self, prompt, seed, first_latent, self._history(history))
+        first_depth = None if depth is None else self._fitted_depth(check_depth(depth), first_latent)
+        return World(self, prompt, seed, first_latent, self._history(history), first_depth)
+
+    def start_depth(self, image: Any) -> np.ndarray | None:
+        """What `start` takes for a start picture's depth when none is given; None: as the model tells. An estimator may take a second."""
+        if not self.transformer.config.view_focal:
+            return None
+        beside = load_depth_map(image) if isinstance(image, (str, Path)) else None
+        if beside is not None or self.depth_estimator is None:
+            return beside
+        return self.depth_estimator(self._start_picture(image))
+
+    @torch.no_grad()
+    def _fitted_depth(self, depth: np.ndarray, latent: Tensor) -> Tensor:
+        """`start`'s depth as a world keeps it, [1, 1, k, l], in the units of what the model tells of the picture's latent"""
+        told = depth_of(self.autoencoder, latent[:, :, 0].to(self.dtype))[0]
+        return as_kept(fitted(cut_depth_map(depth, self.size), told))[None, None]
+
+    def _check_views(self) -> None:
+        if not self.transformer.config.view_focal:
+            raise ModelError("This model has no camera views, so it has no use for depth.")
 
     def generate_together(self, worlds: Sequence[World], actions: Sequence[Any]) -> list[Chunk]:
         """The next chunk of several worlds as one batch, each under its own actions; as `World.generate` (`worldmodel.batch`)."""
@@ -317,7 +360,7 @@ class WorldModel:
         """The same weights with fields of `ModelConfig` replaced."""
         return WorldModel(
             self.transformer, self.autoencoder, self.text, replace(self.config, **changes), self._gallery_folder, self.runtime,
-            self.known_pictures,
+            self.known_pictures, self.depth_estimator,
         )  # fmt: skip
 
     def with_steps(self, steps: int) -> WorldModel:

@@ -9,16 +9,20 @@ if TYPE_CHECKING:
     from worldmodel.model import WorldModel
     from worldmodel.runtime import RuntimeConfig
 
+DEPTH_HELP = "pretrained estimator of the start pictures' depth, for photographs: folder or hub id (default: the model's own small network)"
+
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """`name` is a packaged model, a folder or a hub id, `memory` one of `configs.MEMORY_NAMES`; None is the model's or machine's own."""
+    """`name` is a packaged model, a folder or a hub id, `memory` one of `configs.MEMORY_NAMES`, `depth` a folder or hub id of a depth
+    estimator (`worldmodel.depth_estimator`); None is the model's or machine's own."""
 
     name: str = "tiny"
     memory: str | None = None
     steps: int | None = None
     device: str | None = None
     threads: int | None = None
+    depth: str | None = None
 
 
 def load_model(settings: ModelSettings, runtime: RuntimeConfig | None = None, progress: bool = True) -> WorldModel:
@@ -35,7 +39,7 @@ def load_model(settings: ModelSettings, runtime: RuntimeConfig | None = None, pr
             library.utils.logging.disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = WorldModel.from_pretrained(settings.name, device=settings.device, runtime=runtime)
+    model = WorldModel.from_pretrained(settings.name, device=settings.device, runtime=runtime, depth=settings.depth)
     if settings.memory is not None:
         model = model.with_memory(model.config.memory.named(settings.memory))
     return model if settings.steps is None else model.with_steps(settings.steps)

@@ -46,9 +46,13 @@ class World:
         first_latent: the start picture [1, C, 1, h, w], as it is kept (`as_kept`); None: one is made from the prompt.
         history: chunks that one can go back at least; what is older is let go of, but for the log of actions and what the memory still
             refers to, so that an hour costs no more room than `history` does. None: everything is kept. 0: one cannot go back.
+        first_depth: inverse depth [1, 1, k, l] of the start picture, as it is kept, in 1/steps; None: as the model tells.
     """
 
-    def __init__(self, model: WorldModel, prompt: str, seed: int, first_latent: Tensor | None, history: int | None = HISTORY) -> None:
+    def __init__(
+        self, model: WorldModel, prompt: str, seed: int, first_latent: Tensor | None, history: int | None = HISTORY,
+        first_depth: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.seed = int(seed)
         self._prompt, self._text_of, self._text = prompt, None, None
@@ -61,7 +65,8 @@ class World:
         with torch.no_grad():
             if first_latent is None:
                 first_latent = as_kept(self._first_latent())
-            start = Past(first_latent, start_actions, start_poses, prompt, self._depth_of(first_latent))
+            depth = self._depth_of(first_latent) if first_depth is None else first_depth
+            start = Past(first_latent, start_actions, start_poses, prompt, depth)
             self._history = History(start, model.config.chunk, history)
             video, self._decoder_state = model.autoencoder.decode_chunk(first_latent.to(model.dtype))
             self._write(self._memory, start)
@@ -306,7 +311,9 @@ class World:
     def from_state(cls, model: WorldModel, state: WorldState, history: int | None = HISTORY) -> World:
         """The world of which `state` was taken, with its own `history` from now on."""
         tensors, meta, base = state.tensors, state.meta, state.meta["base"]
-        world = cls(model, meta["start_prompt"], meta["seed"], tensors["latents"][:, :, :1].to(model.device, copy=True), history)
+        first = [tensors[name].to(model.device) if name in tensors else None for name in ("latents", "inverse_depth")]
+        latent, depth = first[0][:, :, :1].clone(), None if first[1] is None else first[1][:, :1].clone()
+        world = cls(model, meta["start_prompt"], meta["seed"], latent, history, depth)
         kept = world._history
         for past in state.pasts(model, world._depth_of):
             kept.append(replace(past, tone=world._tone_after(kept.last, past.prompt)))

@@ -3,7 +3,7 @@
 A table for each part; what is left out is as usual.
 
     [model]
-    name = "tiny"             # any field of `model_settings.ModelSettings`: also memory, steps, device, threads
+    name = "tiny"             # any field of `model_settings.ModelSettings`: also memory, steps, device, threads, depth
 
     [runtime]                 # any field of `runtime.RuntimeConfig`
     precision = "auto"

@@ -72,6 +72,14 @@ class Origin:
         )
 
 
+def depth_of_start(model: Any, picture: Any) -> dict[str, Any]:
+    """What the model's `start` takes of a picture's depth; not for the event loop, nor for the thread in which worlds are stepped: an
+    estimator may take a second. Raises ImageError."""
+    known = getattr(model, "start_depth", None)
+    depth = None if known is None or picture is None else known(picture)
+    return {} if depth is None else {"depth": depth}
+
+
 def read_world(path: Path, model: Any) -> Any:
     """The `WorldState` in a visitor's file; raises `NotPossible` when it is none of this model's."""
     from worldmodel.world_file import WorldError, WorldState  # with torch, which a server of doubles does without

@@ -30,7 +30,7 @@ from worldmodel.server.branches import NotPossible
 from worldmodel.server.controls import Controls
 from worldmodel.server.files import Files
 from worldmodel.server.metrics import Metrics
-from worldmodel.server.origin import Origin, read_world
+from worldmodel.server.origin import Origin, depth_of_start, read_world
 from worldmodel.server.outbox import Bell, Connection, Outbox, dismiss
 from worldmodel.server.pacing import StepTime
 from worldmodel.server.record import Record, memory_message
@@ -301,6 +301,7 @@ class Session:
                 world = await self._seated(lambda: self._model.resume_world(saved, history=self._settings.history))
             else:
                 start = dict(prompt=origin.prompt, seed=origin.seed, history=self._settings.history)
+                start |= await asyncio.to_thread(depth_of_start, self._model, origin.picture)
                 world = await self._seated(lambda: self._model.start(origin.picture, **start))
             path = await asyncio.wrap_future(self._engine.call(lambda: world.path))
         except ImageError as error:
