@@ -24,7 +24,7 @@ from distill.parallel import ALONE, Ranks
 from distill.trainer import generator
 from worldmodel.autoencoder import TEMPORAL_STRIDE, VideoAutoencoder
 from worldmodel.camera import integrate, pose_code, relative_to_first
-from worldmodel.camera_view import CameraView, next_view
+from worldmodel.camera_view import CameraView, from_latents, next_view, picture_size
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.sampling import SamplerConfig
 from worldmodel.transformer import CausalWorldTransformer
@@ -100,7 +100,10 @@ def view_of(
     c, frames = model.config, video_frames(block)
     index = torch.tensor(memory.remembered())
     here, there = condition.poses[:, TEMPORAL_STRIDE * index], condition.poses[:, frames]
-    return next_view(config.autoencoder, before.detach()[:, :, index], here, there, index, c.view_pictures, c.view_focal)
+    if not c.view_focal:
+        return None
+    remembered, size = from_latents(config.autoencoder, before.detach()[:, :, index]), picture_size(config.autoencoder, before)
+    return next_view(config.autoencoder, remembered, size, here, there, index, c.view_pictures, c.view_focal)
 
 
 def _camera(condition: Condition, block: slice) -> tuple[Tensor, Tensor]:

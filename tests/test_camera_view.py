@@ -18,7 +18,9 @@ from worldmodel.camera_view import (
     ViewBlend,
     choose_pictures,
     depth_of,
+    from_latents,
     next_view,
+    picture_size,
     sequence_view,
     start_view,
 )
@@ -174,7 +176,8 @@ def test_starts_as_mostly_the_warped_picture():
     pixels = torch.lerp(mine, view.frames, torch.tensor(2.0).sigmoid())
     want = autoencoder.encode(pixels, grouped=True)[:, :, 0].flatten(2).transpose(1, 2)
     assert torch.allclose(got, want, atol=1e-5)
-    assert next_view(autoencoder, start, code[:, :1], code[:, 1:], torch.zeros(1), 1, 0.0) is None
+    assert start_view(autoencoder, start, code, 0.0) is None
+    assert next_view(autoencoder, from_latents(autoencoder, start), (32, 32), code[:, :1], code[:, 1:], torch.zeros(1), 1, 0.0) is None
 
 
 def test_looking_back_shows_the_start_picture():
@@ -261,7 +264,8 @@ def test_a_rollout_sees_what_training_sees(small, chunk, schedule):
             frames = slice(4 * (start - 1) + 1, 4 * (end - 1) + 1)
             index = torch.arange(start)
             index = index[config.remembers(index, start, chunk)]
-            view = next_view(autoencoder, x[:, :, index], poses[:, 4 * index], poses[:, frames], index, 3, FOCAL)
+            remembered, size = from_latents(autoencoder, x[:, :, index]), picture_size(autoencoder, x)
+            view = next_view(autoencoder, remembered, size, poses[:, 4 * index], poses[:, frames], index, 3, FOCAL)
         got = model(noisy[:, :, start:end], t[:, latents + start : latents + end], text, camera=part, memory=memory, view=view)
         assert (got - want[:, :, start:end]).abs().max() < 2e-5
         model(x[:, :, start:end], t[:, start:end], text, camera=part, memory=memory, write=True)
@@ -304,10 +308,12 @@ def test_depth_is_carried_over_where_points_gave_it():
     torch.manual_seed(0)
     autoencoder, code = orthogonal_code(), codes("w*4")[None]
     start, new = torch.randn(1, 6, 1, 2, 2), torch.randn(1, 6, 2, 2)
-    view = next_view(autoencoder, start, code[:, :1], code[:, 1:], torch.zeros(1), 1, FOCAL, torch.full((1, 1, 16, 16), 1 / 20))
+    wall = autoencoder.last_picture(start[:, :, 0]), torch.full((1, 16, 16), 1 / 20)
+    at = lambda poses: (autoencoder, lambda which: tuple(x[which] for x in wall), (32, 32), code[:, :1], poses, torch.zeros(1), 1, FOCAL)  # noqa: E731
+    view = next_view(*at(code[:, 1:]))
     assert view.measured.all() and torch.allclose(view.depth_of(new), torch.full((1, 16, 16), 1 / 16), atol=1e-4)
     turned = codes("up*16 static*4")[None, 12:]  # where mirrors show nothing either
-    view = next_view(autoencoder, start, code[:, :1], turned[:, -4:], torch.zeros(1), 1, FOCAL, torch.full((1, 1, 16, 16), 1 / 20))
+    view = next_view(*at(turned[:, -4:]))
     assert 0 < view.measured.float().mean() < 1
     own = depth_of(autoencoder, new)
     assert torch.equal(view.depth_of(new)[~view.measured], own[~view.measured])

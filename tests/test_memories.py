@@ -354,7 +354,7 @@ def test_pictures_shown_are_among_those_remembered(policy, monkeypatch):
     model, seen = with_views(), []
     model = model.with_memory(model.config.memory.named(policy))
     original = world_module.next_view
-    monkeypatch.setattr(world_module, "next_view", lambda *args: seen.append(args[4].tolist()) or original(*args))
+    monkeypatch.setattr(world_module, "next_view", lambda *args: seen.append(args[5].tolist()) or original(*args))
     world = model.start(picture(), "a village")
     assert getattr(world._memory, "focal", 0.6) == 0.6
     for script in ("left*4", "w*4", "right*4", "left*4", "up*4", "left*4", "down*4", "a*4", "left*4"):

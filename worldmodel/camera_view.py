@@ -13,7 +13,7 @@ less (`quality`); that is why looking back at the start shows the start picture 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,10 @@ NOTHING = 1e-20
 ASTRAY = 2.0
 """Pixels, of pictures as fine as depth is looked for in, by which a look-up may go astray for what is there being elsewhere; at twice that
 it shows something else."""
+
+
+Remembered = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Gives pictures [M, 3, H, W] and their inverse depth [M, k, l] of remembered latent frames [M], counted through B sequences of S."""
 
 
 def fading(here: Tensor, there: Tensor, index: Tensor) -> Tensor:
@@ -246,29 +250,49 @@ def toned(pictures: Tensor, change: Tensor, codes: Tensor, focal: float) -> Tens
     return out
 
 
+def from_latents(autoencoder: TinyAutoencoder, latents: Tensor) -> Remembered:
+    """What is remembered as latents [B, C, S, h, w], with depth as each picture alone tells."""
+    by_frame = latents.transpose(1, 2).flatten(0, 1)
+
+    def remembered(which: Tensor) -> tuple[Tensor, Tensor]:
+        pictures = autoencoder.last_picture(by_frame[which])
+        return pictures, autoencoder.inverse_depth(pictures).squeeze(1)
+
+    return remembered
+
+
 def next_view(
-    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, pictures: int, focal: float,
-    inverse_depth: Tensor | None = None, change: Tensor | None = None,
+    autoencoder: TinyAutoencoder, remembered: Remembered, size: tuple[int, int], here: Tensor, there: Tensor, index: Tensor, pictures: int,
+    focal: float, change: Tensor | None = None,
 ) -> CameraView | None:  # fmt: skip
     """The views of a chunk from at most `pictures` of the latent frames that are remembered; None without a focal length.
 
-    latents [B, C, S, h, w], the last one that before the chunk, pose codes `here` [B, S, 9] of their last video frames, `index`
-    [S], when they were; `there` [B, 4t, 9], the poses of the chunk's frames; `inverse_depth` [B, S, k, l] of the last video frames where
-    it is known already; `change` [B, S, BANDS, 3] of their tone, if there is any (`toned`).
+    `remembered` gives pictures of (height, width) `size`, the last one of each sequence that before the chunk, pose codes `here` [B, S,
+    9] of their last video frames, `index` [S], when they were; `there` [B, 4t, 9], the poses of the chunk's frames; `change` [B, S,
+    BANDS, 3] of their tone, if there is any (`toned`).
     """
     if not focal:
         return None
-    t, s = there.shape[1] // TEMPORAL_STRIDE, latents.shape[2]
+    t, s = there.shape[1] // TEMPORAL_STRIDE, here.shape[1]
     there = there.unflatten(1, (t, TEMPORAL_STRIDE)).flatten(0, 1)
     here = here.repeat_interleave(t, dim=0)
     last = torch.full((len(here),), s - 1, device=here.device)
     allowed = torch.ones(len(here), s, dtype=torch.bool, device=here.device)
-    return _view(autoencoder, latents, here, there, index.to(here.device), allowed, last, pictures, focal, inverse_depth, change)
+    return _view(autoencoder, remembered, size, here, there, index.to(here.device), allowed, last, pictures, focal, t, change)
 
 
 def start_view(autoencoder: TinyAutoencoder, start: Tensor, poses: Tensor, focal: float) -> CameraView | None:
     """The views of latent frames 1..T-1 from the start picture [B, C, 1, h, w] alone, for models that see a sequence all at once."""
-    return next_view(autoencoder, start, poses[:, :1], poses[:, 1:], torch.zeros(1), 1, focal)
+    if not focal:
+        return None
+    size = picture_size(autoencoder, start)
+    return next_view(autoencoder, from_latents(autoencoder, start), size, poses[:, :1], poses[:, 1:], torch.zeros(1), 1, focal)
+
+
+def picture_size(autoencoder: TinyAutoencoder, latents: Tensor) -> tuple[int, int]:
+    """Height and width of the pictures of latents [..., h, w]"""
+    height, width = latents.shape[-2:]
+    return height * autoencoder.spatial_stride, width * autoencoder.spatial_stride
 
 
 def sequence_view(
@@ -288,31 +312,31 @@ def sequence_view(
     allowed = torch.stack([memory.remembers(index, int(c) + 1, chunk) for c in before])  # wanted t
     here = poses[:, : TEMPORAL_STRIDE * t : TEMPORAL_STRIDE].repeat_interleave(len(wanted), dim=0)
     there = poses[:, 1:].unflatten(1, (t, TEMPORAL_STRIDE))[:, wanted].flatten(0, 1)
-    return _view(autoencoder, latents, here, there, index, allowed.repeat(b, 1), before.repeat(b), pictures, focal)
+    remembered, size, each = from_latents(autoencoder, latents[:, :, :-1]), picture_size(autoencoder, latents), len(wanted)
+    return _view(autoencoder, remembered, size, here, there, index, allowed.repeat(b, 1), before.repeat(b), pictures, focal, each)
 
 
 @torch.no_grad()
 def _view(
-    autoencoder: TinyAutoencoder, latents: Tensor, here: Tensor, there: Tensor, index: Tensor, allowed: Tensor, last: Tensor, pictures: int,
-    focal: float, inverse_depth: Tensor | None = None, change: Tensor | None = None,
+    autoencoder: TinyAutoencoder, remembered: Remembered, size: tuple[int, int], here: Tensor, there: Tensor, index: Tensor,
+    allowed: Tensor, last: Tensor, pictures: int, focal: float, each: int, change: Tensor | None = None,
 ) -> CameraView:  # fmt: skip
-    """The views from `there` [N, 4, 9] of the pictures that `choose_pictures` takes, and of their mirrors."""
-    size = tuple(n * autoencoder.spatial_stride for n in latents.shape[-2:])
-    picks, quality = choose_pictures(here, there[:, -1], index, allowed, last, min(pictures, here.shape[1]), focal, size)
-    row = torch.arange(len(latents), device=picks.device).repeat_interleave(len(picks) // len(latents))
+    """The views from `there` [N, 4, 9] of the pictures that `choose_pictures` takes, and of their mirrors; N is `each` a sequence."""
+    count = here.shape[1]
+    picks, quality = choose_pictures(here, there[:, -1], index, allowed, last, min(pictures, count), focal, size)
+    row = torch.arange(len(here), device=picks.device) // each
 
-    def remembered(picks: Tensor) -> tuple[Tensor, Tensor]:
-        which, at = (row[:, None] * latents.shape[2] + picks).unique(return_inverse=True)  # each latent frame once
-        shots = autoencoder.last_picture(latents.transpose(1, 2).flatten(0, 1)[which])
-        depth = autoencoder.inverse_depth(shots).squeeze(1) if inverse_depth is None else inverse_depth.flatten(0, 1)[which]
+    def shown(picks: Tensor) -> tuple[Tensor, Tensor]:
+        which, at = (row[:, None] * count + picks).unique(return_inverse=True)  # each latent frame once
+        shots, depth = remembered(which)
         if change is not None:
-            codes = here.unflatten(0, (len(latents), -1))[:, 0].flatten(0, 1)[which]
+            codes = here[::each].flatten(0, 1)[which]
             shots = toned(shots.to(codes), change.flatten(0, 1)[which], codes, focal)
         return shots.to(here)[at], depth.to(here)[at]
 
-    mirrors = Mirrors(here, there, index, allowed, weighed(fading(here, there[:, -1], index)), focal, size[1] / size[0], remembered)
+    mirrors = Mirrors(here, there, index, allowed, weighed(fading(here, there[:, -1], index)), focal, size[1] / size[0], shown)
     chosen = here.gather(1, picks.unsqueeze(-1).expand(-1, -1, 9))
-    return CameraView(autoencoder, *remembered(picks), chosen, there, quality, focal, mirrors)
+    return CameraView(autoencoder, *shown(picks), chosen, there, quality, focal, mirrors)
 
 
 def to_patches(latents: Tensor, patch: tuple[int, int]) -> Tensor:

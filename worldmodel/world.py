@@ -26,6 +26,7 @@ from worldmodel.chunk import Chunk, MemoryTile, Past, Plan, as_kept
 from worldmodel.history import History, Snapshot
 from worldmodel.memory import CompressedMemory
 from worldmodel.sampling import denoise
+from worldmodel.shots import Shots
 from worldmodel.tone import TOLD, changes_to, next_tone
 from worldmodel.world_file import FILE_FORMAT, WorldError, WorldState, pack, pack_pasts, unpack
 
@@ -58,6 +59,7 @@ class World:
         self._prompt, self._text_of, self._text = prompt, None, None
         self._window_prompt = prompt  # under which the memory's window was written
         self._memory = model.new_memory()
+        self._shots = Shots(model.autoencoder, model.dtype)
         self._decoder_state: Any = None
         self._pending: Past | None = None
         self._laid = False
@@ -127,8 +129,8 @@ class World:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors that this world keeps: memory, snapshots and latents."""
-        return self._memory.num_bytes + self._history.num_bytes
+        """Bytes of all tensors that this world keeps: memory, snapshots, latents, and pictures that views show."""
+        return self._memory.num_bytes + self._history.num_bytes + self._shots.num_bytes
 
     @property
     def memory_tokens(self) -> int:
@@ -265,7 +267,7 @@ class World:
         other = copy.copy(self)
         other._memory = self.model.new_memory()
         other._memory.load_state_dict(self._memory.state_dict())
-        other._history = self._history.fork()
+        other._history, other._shots = self._history.fork(), self._shots.fork()
         return other
 
     # -- files -------------------------------------------------------------------------------------------------------------
@@ -431,13 +433,22 @@ class World:
         if not config.view_focal:
             return None
         to = dict(device=self.model.device, dtype=torch.promote_types(self.model.dtype, torch.float32))  # of geometry
-        latents, ends, depths = zip(*(self._history.latent_frame(i) for i in memory.remembered()), strict=True)
-        index = torch.tensor(memory.remembered())
-        here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (np.stack(ends), poses))
-        latents, depths = torch.cat(latents, 2).to(self.model.device, self.model.dtype), torch.cat(depths, 1).to(**to)
-        change = changes_to(tone, [self._history.chunk_of(i)[0].tone for i in memory.remembered()])
+        index = memory.remembered()
+        frames = [self._history.chunk_of(i) for i in index]
+        ends = np.stack([past.latent_frame(k)[1] for past, k in frames])
+        here, there = (torch.from_numpy(pose_code(p))[None].to(**to) for p in (ends, poses))
+        change = changes_to(tone, [past.tone for past, _ in frames])
         change = None if change is None else torch.from_numpy(change)[None].to(**to)
-        return next_view(self.model.autoencoder, latents, here, there, index, config.view_pictures, config.view_focal, depths, change)
+
+        def remembered(which: Tensor) -> tuple[Tensor, Tensor]:
+            asked = [frames[i] for i in which.tolist()]
+            depths = torch.cat([past.latent_frame(k)[2][0] for past, k in asked])
+            return torch.stack([self._shots(past, k) for past, k in asked]), depths.to(**to)
+
+        size, pictures = self.model.size, config.view_pictures
+        return next_view(
+            self.model.autoencoder, remembered, size, here, there, torch.tensor(index), pictures, config.view_focal, change
+        )
 
     @property
     def _last(self) -> Past:
