@@ -2,7 +2,8 @@
 
 Writes ``results.json``, ``table.md`` and sheets (truth above the model). Two sets, apart: gallery worlds from reserved
 start views, and worlds that were never seen. Three lines for scale beside the model: the autoencoder's ceiling, the start
-picture standing still (and blurred), and the same model under opposite actions.
+picture standing still (and blurred), and the same model under opposite actions. With ``--places`` it measures instead what the depth
+beside the gallery's start pictures is worth, and writes ``places.json`` and ``places.jpg`` (truth, depth as the model tells, as given).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from distill.autoencoder import psnr, to_frames, to_video
 from distill.dataset import Clip
+from distill.export import GALLERY
 from distill.scenes import GALLERY_SEEDS, RESERVED_SEED, RESERVED_START, family_of, render
 from worldmodel.actions import Action
 from worldmodel.model import WorldModel
@@ -31,6 +33,7 @@ SCRIPTS = (
 )  # fmt: skip
 """Three seconds each, over all keys; world n takes scripts n, n + 7, ... in turn."""
 REVISITS = {"5 s": "left*40 right*40", "8 s": "left*64 right*64", "out and back, 6 s": "w*48 s*48"}
+PLACES = ("w*48", "w*24 right*12 w*12")
 BLURS = (1.0, 2.0, 4.0, 8.0)
 
 
@@ -45,13 +48,15 @@ def cases(seeds: Iterable[int], per_seed: int, first_start: int) -> list[Case]:
     return [Case(s, first_start + k, SCRIPTS[(i + 7 * k) % len(SCRIPTS)]) for i, s in enumerate(seeds) for k in range(per_seed)]
 
 
-def roll_out(model: WorldModel, clip: Clip, actions: list[Action] | None = None, chunk_ms: list[float] | None = None) -> np.ndarray:
-    """uint8 [T, H, W, 3]: the model's walk from the clip's first frame under its actions (or others).
+def roll_out(
+    model: WorldModel, clip: Clip, actions: list[Action] | None = None, chunk_ms: list[float] | None = None, start: Path | None = None
+) -> np.ndarray:
+    """uint8 [T, H, W, 3]: the model's walk from the clip's first frame (or a picture's file) under its actions (or others).
 
     What each chunk took, in milliseconds, is appended to `chunk_ms`.
     """
     wanted = [Action.from_vector(a) for a in clip.actions[1:]] if actions is None else actions
-    world = model.start(clip.frames[0], clip.caption, seed=0)
+    world = model.start(clip.frames[0] if start is None else start, clip.caption, seed=0)
     frames = [world.first_frame[None]]
     for chunk in world.stream(wanted):
         frames.append(chunk.frames)
@@ -123,6 +128,25 @@ def evaluate_revisits(model: WorldModel, seeds: Iterable[int], first_start: int)
     return table, strips
 
 
+def evaluate_places(model: WorldModel) -> tuple[dict, list[np.ndarray]]:
+    """Walks in the gallery's places, with depth as the model tells it of their pictures alone and as it is beside them: mean PSNR, the gain
+    with its standard error over places, and strips of the walks straight on."""
+    table, strips = {}, []
+    for script in PLACES:
+        scores = []
+        for seed, (_, start), place in zip(tqdm(GALLERY_SEEDS, desc=script, unit="place"), GALLERY, model.gallery, strict=True):
+            clip = render(seed, script, start=start, size=model.size)
+            walks = roll_out(model, clip), roll_out(model, clip, start=place.image_path)
+            scores.append([float(psnr(clip.frames[1:], walk[1:]).mean()) for walk in walks])
+            if script == PLACES[0] and seed % 3 == 0:
+                strips += [np.concatenate([video[t] for t in (0, 12, 24, 36, 47)], axis=1) for video in (clip.frames, *walks)]
+        told, given = np.array(scores).T
+        gain = given - told
+        figures = {"as told": told.mean(), "as given": given.mean(), "gain": gain.mean(), "standard error": standard_error(gain)}
+        table[script] = {name: round(float(value), 2) for name, value in figures.items()}
+    return table, strips
+
+
 def sheet(pairs: list[tuple[np.ndarray, np.ndarray]], columns: int = 7) -> np.ndarray:
     """Truth above model, one pair of rows a walk."""
     at = np.linspace(0, len(pairs[0][0]) - 1, columns).astype(int)
@@ -172,10 +196,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--per-world", type=int, default=2, help="walks per gallery world")
     parser.add_argument("--unseen", type=int, default=32, help="unseen worlds")
+    parser.add_argument("--places", action="store_true", help="what the depth beside the gallery's pictures is worth, and nothing else")
     args = parser.parse_args(argv)
     model = WorldModel.from_pretrained(args.model)
     model = model if args.steps is None else model.with_steps(args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.places:
+        if len(model.gallery) != len(GALLERY):
+            parser.exit(2, "--places is for models with the gallery of the rendered worlds.\n")
+        table, strips = evaluate_places(model)
+        (args.out / "places.json").write_text(json.dumps(table, indent=1) + "\n")
+        Image.fromarray(np.concatenate(strips)).save(args.out / "places.jpg", quality=85)
+        print(json.dumps(table, indent=1))
+        return 0
 
     known = cases(GALLERY_SEEDS, args.per_world, RESERVED_START)
     scores = []

@@ -1,11 +1,17 @@
 """Start pictures' depth from outside: pretrained estimators as transformers saves them, the fit into our units, and what it is worth."""
 
+import io
+import json
+import threading
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.optimize import linprog
+from serving import Client, running
 from small import picture, small_model
+from test_server import request
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -25,6 +31,8 @@ from worldmodel.depth import FAR
 from worldmodel.depth_estimator import DepthEstimator, DepthEstimatorError, fitted
 from worldmodel.images import ImageError, load_start_image
 from worldmodel.model import ModelError
+from worldmodel.server import protocol as p
+from worldmodel.server.app import create_app
 
 FOCAL = 0.7
 
@@ -213,3 +221,23 @@ def test_better_depth_is_worth_decibels_when_walking():
         loss.append(((seen - clip.frames[1 : 1 + len(seen)]) ** 2).mean((1, 2, 3)))
     gain = (10 * np.log10(loss[0] / loss[1])).mean()
     assert gain > 0.3
+
+
+def test_a_visitors_upload_is_estimated_off_the_engines_thread(tmp_path):
+    """With the real small model behind the server; the estimator notes in which thread it works"""
+    model, threads = small_with_depth(), []
+    estimator = DepthEstimator.from_pretrained(saved(tmp_path, depth_anything()))
+    model.depth_estimator = lambda pixels: threads.append(threading.current_thread().name) or estimator(pixels)
+    begun = []
+    start = model.start
+    model.start = lambda *args, **kwargs: begun.append((threading.current_thread().name, kwargs.get("depth"))) or start(*args, **kwargs)
+    with running(create_app(model)) as host, Client(host, hello=False) as client:
+        file = io.BytesIO()
+        Image.fromarray(picture(6, (64, 64))).save(file, "PNG")
+        name = json.loads(request(host, "POST", "/api/v1/images", file.getvalue())[1])["id"]
+        client.send(p.Hello(proto=p.PROTOCOL, image=name))
+        client.expect(p.Ready)
+        client.hold("KeyW")
+        client.play(4, timeout=20)
+    (thread, depth), *_ = begun
+    assert threads and set(threads).isdisjoint({thread}) and np.array_equal(depth, estimator(picture(6, (64, 64))))

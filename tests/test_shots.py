@@ -18,7 +18,7 @@ def test_each_is_decoded_once_and_alone(monkeypatch):
         pass
     assert all(len(latents) == 1 for latents in asked)
     start = world._history.start.latents[:, :, 0].float()
-    assert sum(torch.equal(latents, start) for latents in asked) == 2, "the start picture, which every view shows: for its depth, and once to be shown"
+    assert sum(torch.equal(latents, start) for latents in asked) == 2, "for its depth, and once for all the views that show it"
     past = world._history.last
     assert torch.equal(world._shots(past, 0), decode(past.latents[:, :, 0].float())[0])
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FINER = ((1, 1.1), (2, 2.0), (3, 4.0))
+FINER = ((1, 1.1), (2, 2.0), (3, 4.0), (4, 8.0))
 """Into how many points an axis, as powers of two, a point is divided whose place has grown by more than so many times; else what is behind
 would show between them."""
 MOVED = 0.05
