@@ -23,7 +23,7 @@ from worldmodel.depth import FAR
 
 KINDS = {"depth_anything": "near", "dpt": "near", "zoedepth": "far", "glpn": "far", "depth_pro": "far"}
 """Kinds of network that transformers opens, and whether what they tell is large near by (inverse depth) or far away (metres)."""
-KEPT = 64
+RECENT = 64
 """Pictures whose depth is kept: a world that begins anew need not wait."""
 ROUNDS = 25
 """Of the fit, after which it moves no more."""
@@ -77,7 +77,7 @@ class DepthEstimator:
             told = self.processor.post_process_depth_estimation(self.network(**inputs), target_sizes=[picture.shape[:2]])
             depth = told[0]["predicted_depth"].float().cpu().reshape(picture.shape[:2]).numpy()
             self._kept[name] = depth if self.near else 1 / np.maximum(depth, 1e-3)
-            while len(self._kept) > KEPT:
+            while len(self._kept) > RECENT:
                 self._kept.popitem(last=False)
         return self._kept[name]
 
