@@ -8,9 +8,9 @@ from PIL import Image
 from worldmodel import WorldModel
 
 WALKS = {
-    "red canyon": ("left*40 right*40 w*24 .*8",),
+    "red canyon": ("left*40 right*40 w*40 .*8",),
     "snowy village": ("right*72 .*4 left*72 .*8",),
-    "ice castle": ("w*24 left*40 right*40 s*24",),
+    "sandstone palace": ("w*32 right*28 left*28 s*32",),
     "autumn village": (
         "right*16",
         "An autumn village on a starry night with a teal church, a purple windmill and a blue river.",
