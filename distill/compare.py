@@ -61,11 +61,14 @@ class Line:
 
 
 def identity(model: WorldModel) -> str:
-    """What decides a model's frames but the number of steps: its fingerprint, and a hash of autoencoder, configuration and switches."""
+    """What decides a model's frames but the number of steps: its fingerprint, and a hash of autoencoder, depth estimator, configuration and
+    switches."""
     config = asdict(model.config) | {k: v for k, v in asdict(model.runtime).items() if v != getattr(RuntimeConfig(), k)}
     del config["name"], config["sampler"]["steps"]
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, value in getattr(model.autoencoder, "vae", model.autoencoder).state_dict().items():
+    networks = [getattr(model.autoencoder, "vae", model.autoencoder)]
+    networks += [] if model.depth_estimator is None else [model.depth_estimator.network]
+    for name, value in (pair for network in networks for pair in network.state_dict().items()):
         digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     return f"{model.fingerprint}-{digest.hexdigest()[:8]}"
 

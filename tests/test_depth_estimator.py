@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 from transformers.models.glpn.image_processing_pil_glpn import GLPNImageProcessorPil
 
+from distill.compare import identity
 from distill.scenes import depth_maps, render, start_pose
 from worldmodel import WorldModel
 from worldmodel.cli import main
@@ -195,7 +196,9 @@ def test_a_model_with_an_estimator(tmp_path, capsys):
     model = WorldModel.from_pretrained(tmp_path / "model", depth=tmp_path / "depth")
     start = picture(4, (64, 64))
     told = model.with_steps(1).start(start)._history.start.inverse_depth
-    by_array = WorldModel.from_pretrained(tmp_path / "model").start(start, depth=model.depth_estimator(start))
+    plain = WorldModel.from_pretrained(tmp_path / "model")
+    assert identity(model) != identity(plain), "what was measured with one is not taken for what the other shows"
+    by_array = plain.start(start, depth=model.depth_estimator(start))
     assert torch.equal(told, by_array._history.start.inverse_depth)
     small = small_model(view_focal=FOCAL)
     small.depth_estimator = model.depth_estimator

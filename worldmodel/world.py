@@ -313,8 +313,8 @@ class World:
     def from_state(cls, model: WorldModel, state: WorldState, history: int | None = HISTORY) -> World:
         """The world of which `state` was taken, with its own `history` from now on."""
         tensors, meta, base = state.tensors, state.meta, state.meta["base"]
-        first = [tensors[name].to(model.device) if name in tensors else None for name in ("latents", "inverse_depth")]
-        latent, depth = first[0][:, :, :1].clone(), None if first[1] is None else first[1][:, :1].clone()
+        latent, depth = tensors["latents"][:, :, :1].to(model.device, copy=True), tensors.get("inverse_depth")
+        depth = None if depth is None else depth[:, :1].to(model.device, copy=True)
         world = cls(model, meta["start_prompt"], meta["seed"], latent, history, depth)
         kept = world._history
         for past in state.pasts(model, world._depth_of):
