@@ -94,14 +94,12 @@ def check_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def fitted(relative: np.ndarray, told: Tensor) -> Tensor:
-    """Inverse depth of any scale and offset [h, w] in the units of what the small network tells [k, l] of the same picture: [k, l].
+    """Inverse depth of any scale and offset [k, l] in the units of what the small network tells [k, l] of the same picture.
 
     Scale and offset are those of the least absolute difference as a share of what was told (iteratively reweighted least squares), so that
     where the network is wrong it has no say. Where the two have nothing in common, `told` is given back.
     """
-    size = tuple(told.shape)
-    x = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(relative).double()[None], size)[0].flatten()
-    y = told.double().cpu().flatten()
+    x, y = torch.from_numpy(relative.astype(np.float64)).flatten(), told.double().cpu().flatten()
     spread = float(x.std())
     if not spread > 1e-9 * float(x.abs().max()):
         return told
@@ -115,4 +113,4 @@ def fitted(relative: np.ndarray, told: Tensor) -> Tensor:
     scale, offset = answer.flatten().tolist()
     if scale <= 0:
         return told
-    return (x * scale + offset).clamp_min(0).view(size).to(told)
+    return (x * scale + offset).clamp_min(0).view_as(told).to(told)

@@ -75,13 +75,9 @@ def load_depth_map(picture: str | Path) -> np.ndarray | None:
         raise ImageError(f"The depth map {path.name} is no PNG, or damaged.") from None
 
 
-def cut_depth_map(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The part of a depth map [h, w] of a whole picture that is left when the picture is cut to `size` (`load_start_image`)."""
-    height, width = depth.shape
-    wanted = size[1] / size[0]
-    kept = round(min(height, width / wanted)), round(min(width, height * wanted))
-    top, left = (height - kept[0]) // 2, (width - kept[1]) // 2
-    return depth[top : top + kept[0], left : left + kept[1]]
+def fit_depth_map(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A depth map float32 [h, w] of a whole picture, cut as `load_start_image` cuts the picture and averaged to `size`."""
+    return np.asarray(ImageOps.fit(Image.fromarray(depth), size[::-1], Image.Resampling.BOX))
 
 
 def _decode(file: io.BufferedIOBase, size: tuple[int, int]) -> np.ndarray:

@@ -34,7 +34,7 @@ from worldmodel.camera_view import depth_of
 from worldmodel.chunk import Chunk, as_kept
 from worldmodel.depth_estimator import DepthEstimator, check_depth, fitted
 from worldmodel.familiarity import Familiarity, KnownPictures
-from worldmodel.images import cut_depth_map, load_depth_map, load_start_image
+from worldmodel.images import fit_depth_map, load_depth_map, load_start_image
 from worldmodel.memory import CompressedMemory, MemoryConfig
 from worldmodel.runtime import RuntimeConfig, apply_runtime
 from worldmodel.sampling import SamplerConfig
@@ -331,7 +331,7 @@ class WorldModel:
     def _fitted_depth(self, depth: np.ndarray, latent: Tensor) -> Tensor:
         """`start`'s depth as a world keeps it, [1, 1, k, l], in the units of what the model tells of the picture's latent"""
         told = depth_of(self.autoencoder, latent[:, :, 0].to(self.dtype))[0]
-        return as_kept(fitted(cut_depth_map(depth, self.size), told))[None, None]
+        return as_kept(fitted(fit_depth_map(depth, told.shape), told))[None, None]
 
     def _check_views(self) -> None:
         if not self.transformer.config.view_focal:
